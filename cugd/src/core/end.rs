@@ -1,0 +1,196 @@
+//! How a session ends.
+
+use cug_proto::{
+    id::UserId,
+    local::{Refusal, Reply},
+    message::{ClearReason, EndReason},
+};
+
+use super::{Action, FALL_TIME, FAREWELL_TIME, Falling, Leader, LinkId, Number, Session, Stage, State, Time, Token};
+
+/// Why a session ends.
+pub(super) enum End {
+    /// The last OS session is over.
+    LoggedOut,
+    /// The card is gone; how it was noticed.
+    Card(String),
+    /// Nobody opened the grant.
+    NotOpened,
+    /// The login was taken back.
+    Cancelled,
+    /// A newer grant of the same user takes its place.
+    Replaced,
+    /// The daemon stops.
+    Stopped,
+    /// The tunnel failed; how.
+    Tunnel(String),
+    /// The server did not answer in time while opening.
+    ServerAway,
+    /// The server was away for longer than its lease.
+    LeaseOver,
+    /// The server's word.
+    Server(EndReason),
+}
+
+impl End {
+    /// What to tell the server; `None` when it knows.
+    fn clear(&self) -> Option<ClearReason> {
+        match self {
+            Self::LoggedOut => Some(ClearReason::LoggedOut),
+            Self::Card(_) => Some(ClearReason::CardRemoved),
+            Self::NotOpened | Self::Cancelled => Some(ClearReason::NotOpened),
+            Self::Stopped => Some(ClearReason::TerminalStopped),
+            Self::Tunnel(_) | Self::ServerAway | Self::LeaseOver => Some(ClearReason::TunnelFailed),
+            // The newer login displaced this session at the server before its grant came here.
+            Self::Replaced | Self::Server(_) => None,
+        }
+    }
+
+    /// What to tell those who wait.
+    fn refusal(&self) -> Refusal {
+        match self {
+            Self::Card(_) => Refusal::CardGone,
+            Self::Tunnel(_) => Refusal::TunnelFailed,
+            Self::ServerAway | Self::LeaseOver => Refusal::ServerAway,
+            Self::Server(_) | Self::LoggedOut => Refusal::Ended,
+            Self::NotOpened | Self::Cancelled | Self::Replaced => Refusal::UnknownOffer,
+            Self::Stopped => Refusal::Busy,
+        }
+    }
+
+    /// Whether an `Open` that comes after this is refused, and not merely unknown.
+    fn bars(&self) -> bool {
+        matches!(self, Self::Card(_) | Self::Tunnel(_) | Self::ServerAway | Self::LeaseOver | Self::Server(_))
+    }
+
+    /// For the log.
+    fn sentence(&self) -> String {
+        match self {
+            Self::LoggedOut => "the last OS session is over".to_owned(),
+            Self::Card(cause) => format!("the card is gone ({cause})"),
+            Self::NotOpened => "no OS session was opened in time".to_owned(),
+            Self::Cancelled => "the login was taken back".to_owned(),
+            Self::Replaced => "a newer login takes its place".to_owned(),
+            Self::Stopped => "the service stops".to_owned(),
+            Self::Tunnel(cause) => format!("the tunnel failed ({cause})"),
+            Self::ServerAway => "the management server did not answer in time".to_owned(),
+            Self::LeaseOver => "the management server was away for longer than its lease".to_owned(),
+            Self::Server(EndReason::Displaced(host)) => format!("the user logged in at {host}"),
+            Self::Server(reason) => format!("the management server ended it ({reason:?})"),
+        }
+    }
+}
+
+impl State {
+    /// Ends the life of `user`'s session, if it lives. `answer` gets `Done` when the tunnel is down.
+    pub(super) fn end(&mut self, now: Time, user: &UserId, end: &End, answer: Option<Token>, out: &mut Vec<Action>) {
+        let lives = self.sessions.get(user).is_some_and(|session| session.stage.life().is_some());
+        if let Some(session) = self.sessions.get_mut(user).filter(|_| lives) {
+            out.push(Action::info(&format!("session of {user} ended: {}", end.sentence())));
+            let (fall, failed) = session.fall(now, user, end, out);
+            for leader in failed {
+                self.release(user, leader, out);
+            }
+            self.start_falling(now, fall, out);
+        }
+        if let Some(token) = answer {
+            // Several tunnels of one user may be falling; the last one answers.
+            match self.falling.values_mut().rev().find(|falling| falling.user == *user) {
+                Some(falling) => falling.waiting.push(token),
+                None => out.push(Action::Reply { token, reply: Reply::Done }),
+            }
+        }
+        let over = |session: &Session| session.leaders.is_empty() && matches!(session.stage, Stage::Suspended);
+        if self.sessions.get(user).is_some_and(over) {
+            self.sessions.remove(user);
+        }
+    }
+
+    /// The server is told when the tunnel is down, or at once when there is none.
+    fn start_falling(&mut self, now: Time, fall: Fall, out: &mut Vec<Action>) {
+        match fall.number {
+            Some(number) => {
+                let falling =
+                    Falling { user: fall.user, waiting: Vec::new(), farewell: fall.farewell, until: now + FALL_TIME };
+                self.falling.insert(number, falling);
+            }
+            None => self.farewell(now, fall.farewell, out),
+        }
+    }
+
+    /// A tunnel is down.
+    pub(super) fn fallen(&mut self, now: Time, number: Number, out: &mut Vec<Action>) {
+        let Some(falling) = self.falling.remove(&number) else { return };
+        for token in falling.waiting {
+            out.push(Action::Reply { token, reply: Reply::Done });
+        }
+        self.farewell(now, falling.farewell, out);
+        self.advance(&falling.user, out);
+    }
+
+    fn farewell(&mut self, now: Time, farewell: Option<(LinkId, ClearReason)>, out: &mut Vec<Action>) {
+        if let Some((link, reason)) = farewell {
+            self.farewells.insert(link, now + FAREWELL_TIME);
+            out.push(Action::Farewell { link, reason });
+        }
+    }
+
+    /// One OS session less for this leader.
+    pub(super) fn release(&mut self, user: &UserId, leader: Leader, out: &mut Vec<Action>) {
+        let Some(session) = self.sessions.get_mut(user) else { return };
+        let Some(count) = session.leaders.get_mut(&leader) else { return };
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            session.leaders.remove(&leader);
+            if !self.leads(leader) {
+                out.push(Action::ForgetLeader(leader));
+            }
+        }
+    }
+
+    /// Whether this process leads any OS session.
+    pub(super) fn leads(&self, leader: Leader) -> bool {
+        self.sessions.values().any(|session| session.leaders.contains_key(&leader))
+    }
+}
+
+/// What is still to do for a life that is over.
+struct Fall {
+    user: UserId,
+    /// The tunnel that is going down.
+    number: Option<Number>,
+    /// Whom to tell when it is down.
+    farewell: Option<(LinkId, ClearReason)>,
+}
+
+impl Session {
+    /// Tunnel first, then the watch; then the secrets are dropped. Returns the rest, and the leaders whose `Open` failed with it.
+    fn fall(&mut self, now: Time, user: &UserId, end: &End, out: &mut Vec<Action>) -> (Fall, Vec<Leader>) {
+        let mut fall = Fall { user: user.clone(), number: None, farewell: None };
+        let until = match &self.stage {
+            Stage::Granted(life) | Stage::Up(life) => life.expires,
+            Stage::Suspended | Stage::Barred { .. } => return (fall, Vec::new()),
+        };
+        let (Stage::Granted(mut life) | Stage::Up(mut life)) = std::mem::replace(&mut self.stage, Stage::Suspended)
+        else {
+            return (fall, Vec::new());
+        };
+        if life.has_tunnel {
+            out.push(Action::TunnelDown { number: life.number });
+            fall.number = Some(life.number);
+        }
+        out.push(Action::StopWatch { number: life.number });
+        match (life.channel.link, end.clear()) {
+            (Some(link), Some(reason)) => fall.farewell = Some((link, reason)),
+            (Some(link), None) => out.push(Action::Disconnect { link }),
+            (None, _) => {}
+        }
+        let never_opened = life.offer.is_some() || !life.settled;
+        let failed = life.refuse_all(end.refusal(), out);
+        drop(life);
+        if end.bars() && never_opened && self.leaders.is_empty() && now < until {
+            self.stage = Stage::Barred { why: end.refusal(), until };
+        }
+        (fall, failed)
+    }
+}

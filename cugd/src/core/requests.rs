@@ -1,0 +1,182 @@
+//! What the login module and `cugctl` ask.
+
+use std::collections::BTreeMap;
+
+use cug_proto::{
+    id::UserId,
+    local::{Deliver, LOCAL_VERSION, Offer, OfferId, Open, Prepare, Refusal, Reply},
+    message::Purpose,
+};
+
+use super::{
+    Action, FreshKeys, Leader, MAX_OFFERS, OFFER_TIME, Offered, Request, Session, Stage, State, Time, Token,
+    end::End,
+    life::{Life, Waiter},
+};
+
+impl State {
+    pub(super) fn request(&mut self, now: Time, token: Token, request: Request, out: &mut Vec<Action>) {
+        match request {
+            Request::Prepare(prepare, keys) => {
+                let reply = self.prepare(now, prepare, keys);
+                out.push(Action::Reply { token, reply });
+            }
+            Request::Deliver(deliver) => self.deliver(now, token, *deliver, out),
+            Request::Cancel(offer) => self.cancel(now, token, offer, out),
+            Request::Open(open, leader) => self.open(now, token, &open, leader, out),
+            Request::Close(user, leader) => self.close(now, token, &user, leader, out),
+            Request::Status(viewer) => {
+                let reply = Reply::Status(self.status(now, &viewer));
+                out.push(Action::Reply { token, reply });
+            }
+            Request::Peers(viewer) => out.push(Action::ReplyPeers { token, groups: self.peers(&viewer) }),
+        }
+    }
+
+    fn prepare(&mut self, now: Time, prepare: Prepare, keys: FreshKeys) -> Reply {
+        if prepare.version != LOCAL_VERSION {
+            return Reply::Refused(Refusal::Version);
+        }
+        if self.stopping || self.offers.len() >= MAX_OFFERS {
+            return Reply::Refused(Refusal::Busy);
+        }
+        let up = self.sessions.get(&prepare.user).is_some_and(|session| matches!(session.stage, Stage::Up(_)));
+        let offer = Offer {
+            id: keys.offer,
+            wg_public_key: keys.public,
+            purpose: if up { Purpose::Verify } else { Purpose::Open },
+            servers: self.settings.servers.clone(),
+            server_timeout_ms: u32::try_from(self.settings.server_timeout.as_millis()).unwrap_or(u32::MAX),
+            host_name: self.settings.host_name.clone(),
+            addresses: self.addresses.clone(),
+            card_wait_ms: u32::try_from(self.settings.card_wait.as_millis()).unwrap_or(u32::MAX),
+            readers: self.settings.readers.clone(),
+            media: self.settings.media.clone(),
+            ca_pins: self.settings.ca_pins.iter().map(|pin| (*pin).into()).collect(),
+        };
+        if !up {
+            // A mere check of card and password leads to no grant: its keys are dropped at once.
+            self.offers.insert(keys.offer, Offered { user: prepare.user, keys, expires: now + OFFER_TIME });
+        }
+        Reply::Offer(offer)
+    }
+
+    fn deliver(&mut self, now: Time, token: Token, deliver: Deliver, out: &mut Vec<Action>) {
+        let refuse = |why, out: &mut Vec<Action>| out.push(Action::Reply { token, reply: Reply::Refused(why) });
+        let Some(offered) = self.offers.remove(&deliver.offer).filter(|offered| now < offered.expires) else {
+            return refuse(Refusal::UnknownOffer, out);
+        };
+        let user = offered.user;
+        if !self.settings.ca_pins.contains(&deliver.ca_pin) {
+            out.push(Action::error(&format!("the login of {user} came from a card of another organisation")));
+            return refuse(Refusal::ForeignCard, out);
+        }
+        let number = super::Number(self.next());
+        let Ok(mut life) = Life::new(now, number, offered.keys, deliver, &self.settings) else {
+            out.push(Action::error(&format!(
+                "the grant for {user} makes no sense; the server and this service may be of different versions"
+            )));
+            return refuse(Refusal::Malformed, out);
+        };
+        // The server displaced what this user had before; the OS sessions stay and go over to the new grant.
+        self.end(now, &user, &End::Replaced, None, out);
+        life.wait(token, Waiter::Delivered);
+        out.push(Action::StartWatch { number, card: life.card.clone() });
+        out.push(Action::info(&format!("session of {user} granted by {}", life.channel.server)));
+        let session = self
+            .sessions
+            .entry(user.clone())
+            .or_insert_with(|| Session { stage: Stage::Suspended, leaders: BTreeMap::new() });
+        session.stage = Stage::Granted(Box::new(life));
+    }
+
+    fn cancel(&mut self, now: Time, token: Token, offer: OfferId, out: &mut Vec<Action>) {
+        self.offers.remove(&offer);
+        match self.find(|life| life.offer == Some(offer)) {
+            Some((user, _)) => self.end(now, &user, &End::Cancelled, Some(token), out),
+            None => out.push(Action::Reply { token, reply: Reply::Done }),
+        }
+    }
+
+    fn open(&mut self, now: Time, token: Token, open: &Open, leader: Leader, out: &mut Vec<Action>) {
+        let server_timeout = self.settings.server_timeout;
+        let known = self.leads(leader);
+        let user = &open.user;
+        let answer = |reply, out: &mut Vec<Action>| out.push(Action::Reply { token, reply });
+        let Some(session) = self.sessions.get_mut(user) else { return answer(Reply::NoGrant, out) };
+        let life = match &mut session.stage {
+            Stage::Granted(life) | Stage::Up(life) => life,
+            Stage::Suspended => return answer(Reply::NoGrant, out),
+            Stage::Barred { why, .. } => {
+                let why = *why;
+                self.sessions.remove(user);
+                return answer(Reply::Refused(why), out);
+            }
+        };
+        life.offer = None;
+        life.wait(token, Waiter::Opened(leader));
+        if !life.settled {
+            if life.channel.link.is_none() {
+                life.channel.retry_at = Some(now);
+            }
+            life.open_by = Some(life.open_by.map_or(now + server_timeout, |by| by.max(now + server_timeout)));
+        }
+        *session.leaders.entry(leader).or_default() += 1;
+        if !known {
+            out.push(Action::WatchLeader(leader));
+        }
+        out.push(Action::info(&format!(
+            "{user} opens an OS session ({}, process {}, {})",
+            open.service.escape_debug(),
+            leader.pid,
+            open.tty.escape_debug()
+        )));
+        self.advance(user, out);
+    }
+
+    fn close(&mut self, now: Time, token: Token, user: &UserId, leader: Leader, out: &mut Vec<Action>) {
+        let Some(session) = self.sessions.get_mut(user).filter(|session| session.leaders.contains_key(&leader)) else {
+            out.push(Action::Reply { token, reply: Reply::Done });
+            return;
+        };
+        if let Some(life) = session.stage.life_mut() {
+            life.take_back(leader, 1, out);
+        }
+        self.release(user, leader, out);
+        self.after_release(now, user, Some(token), out);
+    }
+
+    pub(super) fn leader_died(&mut self, now: Time, leader: Leader, out: &mut Vec<Action>) {
+        let users = self
+            .sessions
+            .iter_mut()
+            .filter_map(|(user, session)| session.leaders.remove(&leader).map(|_| user.clone()));
+        let users: Vec<UserId> = users.collect();
+        if users.is_empty() {
+            return;
+        }
+        out.push(Action::ForgetLeader(leader));
+        for user in users {
+            out.push(Action::info(&format!("process {} that led an OS session of {user} has ended", leader.pid)));
+            if let Some(life) = self.sessions.get_mut(&user).and_then(|session| session.stage.life_mut()) {
+                life.take_back(leader, usize::MAX, out);
+            }
+            self.after_release(now, &user, None, out);
+        }
+    }
+
+    /// The tunnel goes with the last OS session.
+    fn after_release(&mut self, now: Time, user: &UserId, answer: Option<Token>, out: &mut Vec<Action>) {
+        let last = self
+            .sessions
+            .get(user)
+            .is_some_and(|session| session.leaders.is_empty() && !matches!(session.stage, Stage::Granted(_)));
+        if last {
+            return self.end(now, user, &End::LoggedOut, answer, out);
+        }
+        if let Some(token) = answer {
+            out.push(Action::Reply { token, reply: Reply::Done });
+        }
+        self.advance(user, out);
+    }
+}

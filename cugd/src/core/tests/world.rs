@@ -1,0 +1,372 @@
+//! Doubles of everything around the core. Each action is checked against what may be done now.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use cug_proto::{
+    id::UserId,
+    local::{CardBinding, Deliver, LOCAL_VERSION, MediumBinding, OfferId, Open, Prepare, Reply, SessionStatus},
+    message::{
+        ClearReason, ClientMessage, Grant, GroupGrant, Peer, Peers, Prefix4, Prefix6, Purpose, SessionId, WgPublicKey,
+    },
+    secret::Secret,
+};
+
+use crate::core::*;
+
+pub const GROUP: u32 = 1;
+
+/// What a tunnel of a number is.
+#[derive(Default)]
+pub struct TunnelDouble {
+    pub ordered: BTreeSet<u32>,
+    pub raised: BTreeSet<u32>,
+    pub peers: BTreeMap<(u32, WgPublicKey), [u8; 32]>,
+    pub falling: bool,
+    /// From then on the core need not wait for it any longer.
+    late: Option<Time>,
+}
+
+#[derive(Default)]
+pub struct LinkDouble {
+    pub session: SessionId,
+    pub known: usize,
+    pub sent: Vec<ClientMessage>,
+    pub farewell: Option<ClearReason>,
+}
+
+pub struct World {
+    pub state: State,
+    pub now: Time,
+    pub watches: BTreeMap<Number, bool>,
+    pub links: BTreeMap<LinkId, LinkDouble>,
+    pub tunnels: BTreeMap<Number, TunnelDouble>,
+    pub leaders: BTreeSet<Leader>,
+    pub outstanding: BTreeSet<Token>,
+    pub replies: BTreeMap<Token, Reply>,
+    pub offers: Vec<(OfferId, UserId)>,
+    /// Private keys that were made; they must be gone when nothing needs them.
+    pub keys: BTreeMap<OfferId, Weak<Secret<32>>>,
+    pub session_of: BTreeMap<Number, SessionId>,
+    pub exited: bool,
+    tokens: u64,
+    names: u8,
+}
+
+pub fn user(n: usize) -> UserId {
+    ["USER-A", "USER-B", "USER-C"][n % 3].parse().unwrap()
+}
+
+pub fn leader(n: u32) -> Leader {
+    Leader { pid: 100 + n, start: 7 }
+}
+
+pub fn key(byte: u8) -> Secret<32> {
+    Secret::fill(|bytes| bytes.fill(byte))
+}
+
+pub fn group(id: u32, epoch: u32) -> GroupGrant {
+    GroupGrant {
+        id,
+        name: format!("VPN{id}").parse().unwrap(),
+        epoch,
+        key: key(epoch as u8),
+        prefix4: Prefix4 { address: Ipv4Addr::new(100, 96, id as u8, 0), len: 24 },
+        prefix6: Prefix6 { address: "fd00::".parse().unwrap(), len: 64 },
+        address4: Ipv4Addr::new(100, 96, id as u8, 1),
+        address6: "fd00::1".parse().unwrap(),
+    }
+}
+
+/// A member of group `id`: user `PEER-n` with key `key`.
+pub fn peer(id: u32, n: u8, key: u8) -> Peer {
+    Peer {
+        user: format!("PEER-{n}").parse().unwrap(),
+        host_name: "term2".parse().unwrap(),
+        wg_public_key: [key; 32],
+        endpoints: vec![format!("10.0.0.{n}:51820").parse().unwrap()],
+        address4: Ipv4Addr::new(100, 96, id as u8, n),
+        address6: format!("fd00::{n}").parse().unwrap(),
+    }
+}
+
+pub fn change(revision: u64, full: bool, present: Vec<Peer>, gone: &[u8]) -> ChannelEvent {
+    let gone = gone.iter().map(|n| format!("PEER-{n}").parse().unwrap()).collect();
+    ChannelEvent::Peers(Peers { group: GROUP, revision, full, present, gone })
+}
+
+impl World {
+    pub fn new() -> Self {
+        let settings = Settings {
+            servers: vec!["one:1".into(), "two:2".into()],
+            ca_pins: vec![[0; 32]],
+            server_timeout: Duration::from_secs(5),
+            card_wait: Duration::from_secs(30),
+            readers: vec![],
+            media: vec![],
+            grant_time: Duration::from_secs(60),
+            host_name: "term1".parse().unwrap(),
+            backend: "embedded".into(),
+        };
+        Self {
+            state: State::new(settings),
+            now: Time::since_boot(Duration::from_secs(1000)),
+            watches: BTreeMap::new(),
+            links: BTreeMap::new(),
+            tunnels: BTreeMap::new(),
+            leaders: BTreeSet::new(),
+            outstanding: BTreeSet::new(),
+            replies: BTreeMap::new(),
+            offers: Vec::new(),
+            keys: BTreeMap::new(),
+            session_of: BTreeMap::new(),
+            exited: false,
+            tokens: 0,
+            names: 0,
+        }
+    }
+
+    pub fn event(&mut self, event: Event) {
+        assert!(!self.exited, "an event after the end");
+        let delivered = match &event {
+            Event::Request { request: Request::Deliver(deliver), .. } => Some(deliver.grant.session),
+            _ => None,
+        };
+        let actions = step(&mut self.state, self.now, event);
+        for action in actions {
+            self.act(action, delivered);
+        }
+        self.check();
+    }
+
+    pub fn ask(&mut self, request: Request) -> Token {
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        self.outstanding.insert(token);
+        self.event(Event::Request { token, request });
+        token
+    }
+
+    pub fn prepare(&mut self, user: UserId) -> Purpose {
+        self.names += 1;
+        // A key of 32 equal bytes below all keys of peers but the first ones.
+        let private = Arc::new(key(self.names));
+        let offer = [self.names; 16];
+        self.keys.insert(offer, Arc::downgrade(&private));
+        let keys = FreshKeys { offer, private, public: [100; 32] };
+        let prepare = Prepare { version: LOCAL_VERSION, user: user.clone(), service: "login".into() };
+        let token = self.ask(Request::Prepare(prepare, keys));
+        match self.replies.remove(&token) {
+            Some(Reply::Offer(offer)) => {
+                if offer.purpose == Purpose::Open {
+                    self.offers.push((offer.id, user));
+                }
+                offer.purpose
+            }
+            _ => Purpose::Verify,
+        }
+    }
+
+    pub fn deliver(&mut self, offer: OfferId, groups: Vec<GroupGrant>) -> Token {
+        let grant = Grant { session: offer, secret: key(0xee), groups, attach_within: 30 };
+        let binding = MediumBinding { directory: "/media/x".into(), device: 1, inode: 2, fingerprint: [0; 32] };
+        let deliver =
+            Deliver { offer, grant, server: "two:2".into(), ca_pin: [0; 32], card: CardBinding::Medium(binding) };
+        self.ask(Request::Deliver(Box::new(deliver)))
+    }
+
+    pub fn open(&mut self, user: UserId, leader: Leader) -> Token {
+        self.ask(Request::Open(Open { user, service: "login".into(), tty: "tty1".into() }, leader))
+    }
+
+    pub fn advance(&mut self, span: Duration) {
+        let until = self.now + span;
+        // As the driver does it: wake up when something is due.
+        while let Some(due) = self.state.deadline().filter(|due| *due <= until && !self.exited) {
+            self.now = self.now.max(due);
+            self.event(Event::Tick);
+        }
+        self.now = until;
+    }
+
+    pub fn status(&mut self) -> Vec<SessionStatus> {
+        let token = self.ask(Request::Status(Viewer::All));
+        match self.replies.remove(&token) {
+            Some(Reply::Status(status)) => status.sessions,
+            _ => panic!("no status"),
+        }
+    }
+
+    fn act(&mut self, action: Action, delivered: Option<SessionId>) {
+        match action {
+            Action::Reply { token, reply } => {
+                assert!(self.outstanding.remove(&token), "an answer that nobody waits for");
+                self.replies.insert(token, reply);
+            }
+            Action::ReplyPeers { token, .. } => assert!(self.outstanding.remove(&token)),
+            Action::StartWatch { number, .. } => {
+                assert!(self.watches.insert(number, false).is_none());
+                self.session_of.insert(number, delivered.expect("a watch comes with a grant"));
+            }
+            Action::StopWatch { number } => {
+                let standing = self.tunnels.get(&number).is_some_and(|tunnel| !tunnel.falling);
+                assert!(!standing, "the tunnel goes before the watch");
+                self.watches.remove(&number);
+            }
+            Action::WatchLeader(leader) => assert!(self.leaders.insert(leader)),
+            Action::ForgetLeader(leader) => assert!(self.leaders.remove(&leader)),
+            Action::Connect { link, attachment } => {
+                assert_eq!(attachment.servers, ["two:2", "one:1"], "the server that granted first");
+                let double =
+                    LinkDouble { session: attachment.session, known: attachment.known.len(), ..LinkDouble::default() };
+                assert!(self.links.insert(link, double).is_none());
+            }
+            Action::Send { link, message } => self.links.get_mut(&link).expect("an open channel").sent.push(message),
+            Action::Farewell { link, reason } => {
+                let session = self.links[&link].session;
+                let own = self.tunnels.iter().filter(|(number, _)| self.session_of[number] == session);
+                let down = own.into_iter().all(|(_, tunnel)| tunnel.late.is_some_and(|late| late <= self.now));
+                assert!(down, "the server is told when the tunnel is down");
+                self.links.get_mut(&link).unwrap().farewell = Some(reason);
+            }
+            Action::Disconnect { link } => assert!(self.links.remove(&link).is_some()),
+            Action::Log { .. } => {}
+            Action::Exit => self.exited = true,
+            tunnel => self.tunnel(tunnel),
+        }
+    }
+
+    fn tunnel(&mut self, action: Action) {
+        match action {
+            Action::TunnelUp { number, interface, .. } => {
+                assert_eq!(self.watches.get(&number), Some(&true), "no tunnel without a live watch");
+                let session = self.session_of[&number];
+                let others =
+                    self.tunnels.iter().filter(|(other, _)| **other != number && self.session_of[other] == session);
+                assert_eq!(others.count(), 0);
+                assert!(self.live(number).ordered.insert(interface.group));
+            }
+            Action::UpsertPeers { number, group, peers } => {
+                let tunnel = self.live(number);
+                assert!(tunnel.raised.contains(&group) && !peers.is_empty());
+                for peer in peers {
+                    tunnel.peers.insert((group, peer.public_key), *peer.preshared_key.expose());
+                }
+            }
+            Action::RemovePeers { number, group, peers } => {
+                for peer in peers {
+                    self.live(number).peers.remove(&(group, peer));
+                }
+            }
+            Action::Rekey { number, group, keys, begin } => {
+                let tunnel = self.live(number);
+                let ours: BTreeSet<_> = keys.iter().map(|(peer, _)| *peer).collect();
+                assert!(begin.iter().all(|peer| ours.contains(peer)));
+                for (peer, key) in keys {
+                    *tunnel.peers.get_mut(&(group, peer)).expect("a known peer") = *key.expose();
+                }
+            }
+            Action::GroupDown { number, group } => {
+                let tunnel = self.live(number);
+                assert!(tunnel.ordered.remove(&group));
+                tunnel.raised.remove(&group);
+                tunnel.peers.retain(|(of, _), _| *of != group);
+            }
+            Action::TunnelDown { number } => {
+                let late = self.now + FALL_TIME;
+                let tunnel = self.live(number);
+                (tunnel.falling, tunnel.late) = (true, Some(late));
+            }
+            _ => panic!("not for the tunnel"),
+        }
+    }
+
+    fn live(&mut self, number: Number) -> &mut TunnelDouble {
+        let tunnel = self.tunnels.entry(number).or_default();
+        assert!(!tunnel.falling, "an order after the end");
+        tunnel
+    }
+
+    /// What holds between steps.
+    fn check(&self) {
+        for (number, tunnel) in &self.tunnels {
+            assert!(tunnel.falling || self.watches.get(number) == Some(&true), "a tunnel without its card");
+        }
+        // A private key is needed by an offer or by a life; a life has a watch from its first step to its last.
+        let alive: BTreeSet<SessionId> = self.watches.keys().map(|number| self.session_of[number]).collect();
+        for (offer, key) in &self.keys {
+            let offered = self.state.offers.contains_key(offer);
+            assert!(offered || alive.contains(offer) || key.upgrade().is_none(), "a private key outlives its session");
+        }
+    }
+
+    // What the world does by itself.
+
+    pub fn watch_starts(&mut self, number: Number) {
+        if let Some(live @ false) = self.watches.get_mut(&number) {
+            *live = true;
+            self.event(Event::Watch { number, event: WatchEvent::Started });
+        }
+    }
+
+    pub fn card_pulled(&mut self, number: Number) {
+        if self.watches.remove(&number).is_some() {
+            self.event(Event::Watch { number, event: WatchEvent::Ended("pulled".into()) });
+        }
+    }
+
+    pub fn raise_all(&mut self) {
+        let numbers: Vec<Number> = self.tunnels.keys().copied().collect();
+        for number in numbers {
+            for group in self.tunnels[&number].ordered.clone() {
+                let tunnel = self.tunnels.get_mut(&number).unwrap();
+                if !tunnel.falling && tunnel.raised.insert(group) {
+                    self.event(Event::Tunnel { number, event: TunnelEvent::Raised { group, port: 51820 } });
+                }
+            }
+        }
+    }
+
+    pub fn fall_all(&mut self) {
+        let falling: Vec<Number> =
+            self.tunnels.iter().filter(|(_, tunnel)| tunnel.falling).map(|(number, _)| *number).collect();
+        for number in falling {
+            self.tunnels.remove(&number);
+            if self.exited {
+                continue;
+            }
+            self.event(Event::Tunnel { number, event: TunnelEvent::Down { leftover: None } });
+        }
+    }
+
+    pub fn say(&mut self, link: LinkId, event: ChannelEvent) {
+        if self.links.contains_key(&link) {
+            if matches!(event, ChannelEvent::Closed { .. }) {
+                self.links.remove(&link);
+            }
+            self.event(Event::Channel { link, event });
+        }
+    }
+
+    /// The server answers the last heartbeat, and `Clear`.
+    pub fn answer(&mut self, link: LinkId) {
+        let Some(double) = self.links.get(&link) else { return };
+        let mark = double.sent.iter().rev().find_map(|message| match message {
+            ClientMessage::Heartbeat(mark) => Some(*mark),
+            _ => None,
+        });
+        if double.farewell.is_some() {
+            self.say(link, ChannelEvent::Closed { cause: "cleared".into(), jitter: 0 });
+        } else if let Some(mark) = mark {
+            self.say(link, ChannelEvent::Alive(mark));
+        }
+    }
+
+    pub fn attach(&mut self, link: LinkId) {
+        self.say(link, ChannelEvent::Attached { server: "two:2".into(), lease: Duration::from_secs(90) });
+    }
+}

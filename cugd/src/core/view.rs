@@ -1,0 +1,86 @@
+//! What `cugctl` shows.
+
+use cug_proto::{
+    id::UserId,
+    local::{CardBinding, PeerStatus, SessionStatus, Status},
+    message::Peer,
+};
+
+use super::{GroupView, Session, Stage, State, Time, Viewer, groups::Group, life::Life};
+
+impl State {
+    pub(super) fn status(&self, now: Time, viewer: &Viewer) -> Status {
+        let offered =
+            self.offers.values().filter(|offer| viewer.sees(&offer.user)).map(|offer| bare(&offer.user, "offered", 0));
+        let sessions =
+            self.sessions.iter().filter(|(user, _)| viewer.sees(user)).map(|(user, session)| shown(now, user, session));
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            backend: self.settings.backend.clone(),
+            sessions: sessions.chain(offered).collect(),
+        }
+    }
+
+    pub(super) fn peers(&self, viewer: &Viewer) -> Vec<GroupView> {
+        let seen = self.sessions.iter().filter(|(user, _)| viewer.sees(user));
+        let lives = seen.filter_map(|(user, session)| session.stage.life().map(|life| (user, life)));
+        lives.flat_map(|(user, life)| life.groups.values().map(|group| members(user, life, group))).collect()
+    }
+}
+
+fn shown(now: Time, user: &UserId, session: &Session) -> SessionStatus {
+    let os_sessions = session.leaders.values().sum();
+    let (state, life) = match &session.stage {
+        Stage::Granted(life) => ("granted", life),
+        Stage::Up(life) => ("up", life),
+        Stage::Suspended => return bare(user, "suspended", os_sessions),
+        Stage::Barred { .. } => return bare(user, "ended", os_sessions),
+    };
+    SessionStatus {
+        server: life.channel.server.clone(),
+        attached: life.channel.attached,
+        server_heard_ms: life
+            .channel
+            .heard
+            .map(|heard| u64::try_from(now.since(heard).as_millis()).unwrap_or(u64::MAX)),
+        card: match &life.card {
+            CardBinding::Reader(card) => card.reader.clone(),
+            CardBinding::Medium(medium) => medium.directory.clone(),
+        },
+        groups: life.groups.values().map(Group::opened).collect(),
+        ..bare(user, state, os_sessions)
+    }
+}
+
+fn bare(user: &UserId, state: &str, os_sessions: u32) -> SessionStatus {
+    SessionStatus {
+        user: user.clone(),
+        state: state.to_owned(),
+        server: String::new(),
+        attached: false,
+        server_heard_ms: None,
+        os_sessions,
+        card: String::new(),
+        groups: Vec::new(),
+    }
+}
+
+fn members(user: &UserId, life: &Life, group: &Group) -> GroupView {
+    let unmeasured = |peer: &Peer| PeerStatus {
+        user: peer.user.clone(),
+        host_name: peer.host_name.clone(),
+        endpoint: peer.endpoints.first().copied(),
+        address4: peer.address4,
+        address6: peer.address6,
+        handshake_ms: None,
+        received: 0,
+        sent: 0,
+    };
+    GroupView {
+        number: life.number,
+        group: group.grant.id,
+        name: group.grant.name.clone(),
+        user: user.clone(),
+        peers: group.peers.values().map(|peer| (peer.wg_public_key, unmeasured(peer))).collect(),
+    }
+}

@@ -1,0 +1,23 @@
+//! The terminal's daemon.
+//!
+//! [`core`] decides, the other modules act: [`socket`] lets the login module and `cugctl` ask, [`link`] speaks to the management server,
+//! [`watch`] and [`leaders`] notice when a card or a process is gone, [`tunnels`] makes the interfaces (through [`tunnel`]). [`driver`] is
+//! the one loop between them, [`daemon`] puts it together. [`ctl`] is the user's command.
+
+pub mod clock;
+pub mod config;
+pub mod core;
+pub mod ctl;
+pub mod daemon;
+pub mod driver;
+pub mod hardening;
+pub mod host;
+pub mod keys;
+pub mod leaders;
+pub mod link;
+pub mod permit;
+pub mod pidfd;
+pub mod socket;
+pub mod tunnel;
+pub mod tunnels;
+pub mod watch;

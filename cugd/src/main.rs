@@ -1,0 +1,28 @@
+//! `cugd`: the terminal's daemon. See [`cugd::daemon`].
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use cugd::{config, daemon, tunnel::memory::WipingAllocator};
+
+#[global_allocator]
+static ALLOCATOR: WipingAllocator = WipingAllocator;
+
+/// Opens the closed groups of the users who are logged in at this terminal.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Configuration file.
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match daemon::run(&Arguments::parse().config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("cugd cannot run: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Links, addresses and routes, by netlink in the network namespace of this process.
+
+use std::{net::IpAddr, time::Duration};
+
+use futures_util::{StreamExt, TryStreamExt};
+use ipnet::IpNet;
+use rtnetlink::{
+    Handle, LinkMessageBuilder, LinkUnspec, MulticastGroup, RouteMessageBuilder,
+    packet_core::NetlinkPayload,
+    packet_route::{
+        RouteNetlinkMessage,
+        address::AddressHeaderFlags,
+        link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage},
+        route::RouteScope,
+    },
+};
+use tokio::time::timeout;
+
+use super::{InterfaceName, TunnelError, error::errno};
+
+/// Limit of one exchange with the kernel.
+const EXCHANGE: Duration = Duration::from_secs(5);
+
+/// A netlink connection. It ends with its last handle.
+pub(super) struct Links(Handle);
+
+impl Links {
+    /// Opens a socket in the calling thread's network namespace.
+    pub(super) fn open() -> Result<Self, TunnelError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(TunnelError::io("a netlink socket"))?;
+        tokio::spawn(connection);
+        Ok(Self(handle))
+    }
+
+    /// The index of the link called `name`.
+    pub(super) async fn find(&self, name: &InterfaceName) -> Result<Option<u32>, TunnelError> {
+        let mut links = self.0.link().get().match_name(name.as_str()).execute();
+        match bounded(links.try_next()).await? {
+            Ok(link) => Ok(link.map(|link| link.header.index)),
+            Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(TunnelError::Netlink { doing: "to show an interface", source: error }),
+        }
+    }
+
+    /// Sets MTU and addresses of a link that is still down; the addresses that it has then.
+    ///
+    /// IPv6 addresses come without duplicate address detection, which would hold them back for a second on a link without
+    /// neighbours. No link-local address is made: it would send router solicitations into the tunnel.
+    pub(super) async fn prepare(&self, index: u32, mtu: u16, addresses: &[IpNet]) -> Result<Vec<IpNet>, TunnelError> {
+        let link = LinkUnspec::new_with_index(index).mtu(mtu.into()).build();
+        bounded(self.0.link().change(link).execute()).await?.map_err(TunnelError::netlink("to set the MTU"))?;
+        let generation = vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])];
+        let quiet = LinkMessageBuilder::<LinkUnspec>::new()
+            .index(index)
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(generation))
+            .build();
+        if let Err(error) = bounded(self.0.link().change(quiet).execute()).await? {
+            tracing::debug!(%error, "link-local addresses cannot be switched off");
+        }
+        let mut set = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            if self.add_address(index, *address).await? {
+                set.push(*address);
+            }
+        }
+        if set.is_empty() {
+            return Err(TunnelError::Config("it has IPv6 addresses only and this machine has IPv6 switched off"));
+        }
+        Ok(set)
+    }
+
+    /// `false` when the machine has IPv6 switched off: a group is reached over IPv4 then.
+    async fn add_address(&self, index: u32, address: IpNet) -> Result<bool, TunnelError> {
+        let mut request = self.0.address().add(index, address.addr(), address.prefix_len());
+        let ipv6 = address.addr().is_ipv6();
+        if ipv6 {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        match bounded(request.execute()).await? {
+            Ok(()) => Ok(true),
+            Err(error)
+                if ipv6 && matches!(errno(&error), Some(libc::EACCES | libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) =>
+            {
+                tracing::warn!(%address, %error, "IPv6 is switched off on this machine, leaving the address out");
+                Ok(false)
+            }
+            Err(error) => Err(TunnelError::Netlink { doing: "to add an address", source: error }),
+        }
+    }
+
+    /// Sets the link up.
+    pub(super) async fn activate(&self, index: u32) -> Result<(), TunnelError> {
+        self.try_activate(index).await?.map_err(TunnelError::netlink("to set an interface up"))
+    }
+
+    /// Sets the link up; the inner result is the kernel's answer.
+    pub(super) async fn try_activate(&self, index: u32) -> Result<Result<(), rtnetlink::Error>, TunnelError> {
+        bounded(self.0.link().change(LinkUnspec::new_with_index(index).up().build()).execute()).await
+    }
+
+    /// Adds a route to `network` through the link.
+    pub(super) async fn add_route(&self, index: u32, network: IpNet) -> Result<(), TunnelError> {
+        let mut route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(network.network(), network.prefix_len())
+            .map_err(|_| TunnelError::Config("a route has no valid prefix"))?
+            .output_interface(index);
+        if network.addr().is_ipv4() {
+            route = route.scope(RouteScope::Link);
+        }
+        bounded(self.0.route().add(route.build()).execute()).await?.map_err(TunnelError::netlink("to add a route"))
+    }
+
+    /// Removes a link; one that is gone already is no error. The kernel answers when it is removed.
+    async fn remove(&self, index: u32) -> Result<(), TunnelError> {
+        match bounded(self.0.link().del(index).execute()).await? {
+            Err(error) if errno(&error) != Some(libc::ENODEV) => {
+                Err(TunnelError::Netlink { doing: "to remove an interface", source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// All links that bear a name of ours.
+    async fn ours(&self) -> Result<Vec<(u32, InterfaceName)>, TunnelError> {
+        let all: Result<Vec<LinkMessage>, _> = bounded(self.0.link().get().execute().try_collect()).await?;
+        let all = all.map_err(TunnelError::netlink("to list the interfaces"))?;
+        Ok(all.into_iter().filter_map(|link| Some((link.header.index, own_name(&link)?))).collect())
+    }
+}
+
+/// Removes every interface with a name of ours and returns their names. For the start, before the first tunnel: it would
+/// remove running ones as well. One daemon per network namespace.
+///
+/// # Errors
+/// [`TunnelError::StillThere`] when one could not be removed; the others are removed nevertheless.
+pub async fn sweep() -> Result<Vec<InterfaceName>, TunnelError> {
+    let links = Links::open()?;
+    let mut swept = Vec::new();
+    let mut failed = None;
+    for (index, name) in links.ours().await? {
+        match links.remove(index).await {
+            Ok(()) => swept.push(name),
+            Err(error) => {
+                tracing::warn!(interface = %name, error = %error.with_causes(), "a leftover interface cannot be removed");
+                failed = Some(name);
+            }
+        }
+    }
+    match failed {
+        Some(name) => Err(TunnelError::StillThere(name)),
+        None => Ok(swept),
+    }
+}
+
+/// Returns when no link is called `name`, removing it if need be.
+pub(super) async fn ensure_gone(name: &InterfaceName) -> Result<(), TunnelError> {
+    let links = Links::open()?;
+    let Some(index) = links.find(name).await? else { return Ok(()) };
+    if let Err(error) = links.remove(index).await {
+        tracing::warn!(interface = %name, error = %error.with_causes(), "an interface cannot be removed");
+    }
+    match links.find(name).await? {
+        None => Ok(()),
+        Some(_) => Err(TunnelError::StillThere(name.clone())),
+    }
+}
+
+/// Returns when the link with `index` is gone, or when that can no longer be watched.
+pub(super) async fn until_gone(index: u32) {
+    let Ok((connection, handle, mut news)) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link]) else {
+        return;
+    };
+    tokio::spawn(connection);
+    // Subscribed first, looked second: a removal in between is in the news.
+    if !matches!(handle.link().get().match_index(index).execute().try_next().await, Ok(Some(_))) {
+        return;
+    }
+    while let Some((message, _)) = news.next().await {
+        if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) = message.payload
+            && link.header.index == index
+        {
+            return;
+        }
+    }
+}
+
+fn own_name(link: &LinkMessage) -> Option<InterfaceName> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => name.parse().ok(),
+        _ => None,
+    })
+}
+
+async fn bounded<T>(exchange: impl Future<Output = T>) -> Result<T, TunnelError> {
+    timeout(EXCHANGE, exchange).await.map_err(|_| TunnelError::Timeout("the kernel's answer"))
+}

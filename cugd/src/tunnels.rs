@@ -1,0 +1,262 @@
+//! The interfaces of the sessions: one task per session carries out what is ordered, in order, and reports.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::Future,
+    ops::RangeInclusive,
+    sync::Arc,
+};
+
+use cug_proto::{id::GroupId, message::WgPublicKey, secret::Secret};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    clock,
+    core::{Event, InterfaceSpec, Number, PeerSpec, TunnelEvent},
+    tunnel::{Backend, DEFAULT_MTU, InterfaceConfig, PeerConfig, PeerStats, Tunnel, TunnelError},
+};
+
+/// Tunnels of sessions. Calls return at once; what happens comes as events.
+pub trait Tunnels {
+    /// Orders work on the tunnel of `number`.
+    fn order(&mut self, number: Number, order: Order);
+    /// Takes everything of `number` down before whatever is still ordered; `Down` follows.
+    fn down(&mut self, number: Number);
+}
+
+/// Work on a session's tunnel.
+pub enum Order {
+    /// Make an interface; `Raised` or `Failed` follows.
+    Up(Arc<Secret<32>>, InterfaceSpec),
+    /// Add or change peers.
+    Upsert(GroupId, Vec<PeerSpec>),
+    /// Remove peers.
+    Remove(GroupId, Vec<WgPublicKey>),
+    /// Change keys, then begin handshakes with some.
+    Rekey(GroupId, Vec<(WgPublicKey, Secret<32>)>, Vec<WgPublicKey>),
+    /// Remove an interface.
+    GroupDown(GroupId),
+    /// Measure the peers of a group.
+    Measure(GroupId, oneshot::Sender<Vec<PeerStats>>),
+}
+
+/// Tunnels by [`crate::tunnel`].
+pub struct WgTunnels {
+    events: mpsc::Sender<Event>,
+    backend: Backend,
+    ports: RangeInclusive<u16>,
+    workers: HashMap<Number, Handle>,
+}
+
+struct Handle {
+    orders: mpsc::UnboundedSender<Order>,
+    down: watch::Sender<bool>,
+}
+
+impl WgTunnels {
+    /// Reports to `events`.
+    pub fn new(events: mpsc::Sender<Event>, backend: Backend, ports: RangeInclusive<u16>) -> Self {
+        Self { events, backend, ports, workers: HashMap::new() }
+    }
+
+    fn start(&self, number: Number) -> Handle {
+        let (orders, queue) = mpsc::unbounded_channel();
+        let (down, stop) = watch::channel(false);
+        let worker = Worker {
+            number,
+            events: self.events.clone(),
+            backend: self.backend,
+            ports: self.ports.clone(),
+            groups: BTreeMap::new(),
+            lost: JoinSet::new(),
+        };
+        tokio::spawn(worker.run(queue, stop));
+        Handle { orders, down }
+    }
+}
+
+impl Tunnels for WgTunnels {
+    fn order(&mut self, number: Number, order: Order) {
+        if matches!(order, Order::Up(..)) && !self.workers.contains_key(&number) {
+            let handle = self.start(number);
+            self.workers.insert(number, handle);
+        }
+        if let Some(handle) = self.workers.get(&number) {
+            // A worker ends only after `down`, which removes its handle.
+            let _ended = handle.orders.send(order);
+        }
+    }
+
+    fn down(&mut self, number: Number) {
+        match self.workers.remove(&number) {
+            Some(handle) => {
+                handle.down.send_replace(true);
+            }
+            None => {
+                let events = self.events.clone();
+                let event = Event::Tunnel { number, event: TunnelEvent::Down { leftover: None } };
+                tokio::spawn(async move { events.send(event).await });
+            }
+        }
+    }
+}
+
+/// The tunnel of one session.
+struct Worker {
+    number: Number,
+    events: mpsc::Sender<Event>,
+    backend: Backend,
+    ports: RangeInclusive<u16>,
+    groups: BTreeMap<GroupId, Tunnel>,
+    /// Ends with the group whose interface stopped working.
+    lost: JoinSet<GroupId>,
+}
+
+impl Worker {
+    async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Order>, mut stop: watch::Receiver<bool>) {
+        loop {
+            let order = tokio::select! {
+                biased;
+                () = stopped(&mut stop) => break,
+                Some(lost) = self.lost.join_next(), if !self.lost.is_empty() => {
+                    if let Ok(group) = lost && self.groups.contains_key(&group) {
+                        self.tell(TunnelEvent::Failed("an interface stopped working".to_owned())).await;
+                    }
+                    continue;
+                }
+                order = queue.recv() => match order {
+                    Some(order) => order,
+                    None => break,
+                },
+            };
+            if let Err(error) = self.carry_out(order, &mut stop).await {
+                self.failed(&error).await;
+            }
+        }
+        self.fall().await;
+    }
+
+    /// A refused list changes nothing and is no reason to end the session.
+    async fn failed(&self, error: &TunnelError) {
+        if error.is_refusal() {
+            tracing::warn!(error = %error.with_causes(), "a change of the members was refused");
+        } else {
+            self.tell(TunnelEvent::Failed(error.with_causes())).await;
+        }
+    }
+
+    async fn carry_out(&mut self, order: Order, stop: &mut watch::Receiver<bool>) -> Result<(), TunnelError> {
+        match order {
+            Order::Up(private, interface) => self.up(private, interface).await,
+            Order::Upsert(group, peers) => match self.groups.get(&group) {
+                Some(tunnel) => {
+                    unless(stop, tunnel.upsert_peers(peers.into_iter().map(PeerConfig::from).collect())).await
+                }
+                None => Ok(()),
+            },
+            Order::Remove(group, peers) => match self.groups.get(&group) {
+                Some(tunnel) => unless(stop, tunnel.remove_peers(peers)).await,
+                None => Ok(()),
+            },
+            Order::Rekey(group, keys, begin) => match self.groups.get(&group) {
+                Some(tunnel) => unless(stop, rekey(tunnel, keys, begin)).await,
+                None => Ok(()),
+            },
+            Order::GroupDown(group) => match self.groups.remove(&group) {
+                Some(tunnel) => tunnel.down().await,
+                None => Ok(()),
+            },
+            Order::Measure(group, answer) => {
+                if let Some(tunnel) = self.groups.get(&group) {
+                    unless(stop, async {
+                        let _asker_gone = answer.send(tunnel.stats(clock::wall()).await?);
+                        Ok(())
+                    })
+                    .await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Not interrupted by a stop: what it makes must be known here to be taken down.
+    async fn up(&mut self, private: Arc<Secret<32>>, interface: InterfaceSpec) -> Result<(), TunnelError> {
+        let config = InterfaceConfig {
+            name: interface.name,
+            private_key: private,
+            ports: self.ports.clone(),
+            addresses: interface.addresses,
+            routes: Vec::new(),
+            mtu: DEFAULT_MTU,
+        };
+        let tunnel = self.backend.up(config).await?;
+        let port = tunnel.interface().port;
+        tracing::info!(interface = %tunnel.interface().name, port, "interface up");
+        let (group, lost) = (interface.group, tunnel.lost());
+        self.lost.spawn(async move {
+            lost.await;
+            group
+        });
+        self.groups.insert(group, tunnel);
+        self.tell(TunnelEvent::Raised { group, port }).await;
+        Ok(())
+    }
+
+    async fn fall(&mut self) {
+        self.lost.abort_all();
+        let mut leftover = Vec::new();
+        for tunnel in std::mem::take(&mut self.groups).into_values() {
+            match tunnel.down().await {
+                Ok(()) => tracing::info!(interface = %tunnel.interface().name, "interface down"),
+                Err(error) => leftover.push(error.with_causes()),
+            }
+        }
+        let leftover = (!leftover.is_empty()).then(|| leftover.join("; "));
+        self.tell(TunnelEvent::Down { leftover }).await;
+    }
+
+    async fn tell(&self, event: TunnelEvent) {
+        let _daemon_stops = self.events.send(Event::Tunnel { number: self.number, event }).await;
+    }
+}
+
+/// Gives work up when the tunnel is to go down: taking it down undoes whatever was half done.
+async fn unless(
+    stop: &mut watch::Receiver<bool>,
+    work: impl Future<Output = Result<(), TunnelError>>,
+) -> Result<(), TunnelError> {
+    tokio::select! {
+        biased;
+        () = stopped(stop) => Ok(()),
+        result = work => result,
+    }
+}
+
+/// Ends when the tunnel is to go down, or the daemon is gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _asked_or_gone = stop.wait_for(|down| *down).await;
+}
+
+async fn rekey(
+    tunnel: &Tunnel,
+    keys: Vec<(WgPublicKey, Secret<32>)>,
+    begin: Vec<WgPublicKey>,
+) -> Result<(), TunnelError> {
+    tunnel.set_preshared_keys(keys).await?;
+    tunnel.rekey(begin).await.map(|_| ())
+}
+
+impl From<PeerSpec> for PeerConfig {
+    fn from(peer: PeerSpec) -> Self {
+        Self {
+            public_key: peer.public_key,
+            preshared_key: peer.preshared_key,
+            endpoint: peer.endpoint,
+            allowed_ips: peer.allowed_ips,
+            keepalive: None,
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The watch of a session's card, on a thread of its own: PC/SC blocks.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use cug_card::Canceller;
+use cug_proto::local::CardBinding;
+use tokio::sync::mpsc;
+
+use crate::core::{Event, Number, WatchEvent};
+
+/// Watches cards. Calls return at once; what happens comes as events.
+pub trait Watches {
+    /// Begins to watch `card`. `Started` or `Ended` follows.
+    fn start(&mut self, number: Number, card: CardBinding);
+    /// Stops, if it is watched.
+    fn stop(&mut self, number: Number);
+}
+
+/// Watches by `cug-card`.
+pub struct CardWatches {
+    events: mpsc::Sender<Event>,
+    running: HashMap<Number, Arc<Mutex<Slot>>>,
+}
+
+enum Slot {
+    /// The card is being looked for.
+    Starting,
+    Watching(Canceller),
+    Stopped,
+}
+
+impl CardWatches {
+    /// Reports to `events`.
+    pub fn new(events: mpsc::Sender<Event>) -> Self {
+        Self { events, running: HashMap::new() }
+    }
+}
+
+impl Watches for CardWatches {
+    fn start(&mut self, number: Number, card: CardBinding) {
+        let slot = Arc::new(Mutex::new(Slot::Starting));
+        self.running.insert(number, slot.clone());
+        let events = self.events.clone();
+        let tell = {
+            let events = events.clone();
+            move |event| {
+                let _daemon_stops = events.blocking_send(Event::Watch { number, event });
+            }
+        };
+        let started: io::Result<_> =
+            thread::Builder::new().name("card watch".to_owned()).spawn(move || run(&card, &slot, tell));
+        if let Err(error) = started {
+            let event = WatchEvent::Ended(format!("no thread for the card's watch: {error}"));
+            tokio::spawn(async move { events.send(Event::Watch { number, event }).await });
+        }
+    }
+
+    fn stop(&mut self, number: Number) {
+        if let Some(slot) = self.running.remove(&number)
+            && let Slot::Watching(canceller) = std::mem::replace(&mut *lock(&slot), Slot::Stopped)
+        {
+            // May take two seconds; nobody has to wait for it.
+            tokio::task::spawn_blocking(move || canceller.cancel());
+        }
+    }
+}
+
+fn run(card: &CardBinding, slot: &Mutex<Slot>, tell: impl Fn(WatchEvent)) {
+    let mut watch = match cug_card::watch(card) {
+        Ok(watch) => watch,
+        Err(error) => return tell(WatchEvent::Ended(error.to_string())),
+    };
+    {
+        let mut slot = lock(slot);
+        if matches!(*slot, Slot::Stopped) {
+            return;
+        }
+        *slot = Slot::Watching(watch.canceller());
+    }
+    tell(WatchEvent::Started);
+    let cause = watch.wait();
+    if !matches!(*lock(slot), Slot::Stopped) {
+        tell(WatchEvent::Ended(cause.to_string()));
+    }
+}
+
+/// A slot is replaced as a whole: a panic elsewhere cannot leave it half done.
+fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
