@@ -1,0 +1,201 @@
+//! The login: pam_sm_authenticate.
+
+use crate::{
+    challenge::{self, Errand, Opened},
+    exchange,
+    exempt::{is_exempt, is_remote},
+    failure::Failure,
+    host::{Host, Marked, Marker},
+    login::Answer,
+    offer::prepare,
+    options::{Options, PasswordSource},
+    parts::Parts,
+};
+use cug_card::{Card, CardError, PinRequest, Selection};
+use cug_proto::{
+    id::UserId,
+    local::Offer,
+    message::{Credentials, DenyReason, MAX_ADDRESSES},
+    secret::SecretBytes,
+};
+use pam::constants::PamResultCode;
+use std::time::Duration;
+
+/// How a login ends well.
+enum Verdict {
+    /// Card and password are right.
+    Authenticated,
+    /// Not this module's business, and why.
+    NotOurs(&'static str),
+}
+
+/// Logs in, tells the person and the log what became of it, and gives the code for libpam.
+pub fn authenticate(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> PamResultCode {
+    match log_in(host, options, parts) {
+        Ok(Verdict::Authenticated) => PamResultCode::PAM_SUCCESS,
+        Ok(Verdict::NotOurs(why)) => {
+            host.log(libc::LOG_DEBUG, &format!("ignored: {why}"));
+            PamResultCode::PAM_IGNORE
+        }
+        Err(failure) => {
+            host.log(libc::LOG_NOTICE, &format!("login failed: {}", failure.chain()));
+            host.error(&failure.to_string());
+            failure.code()
+        }
+    }
+}
+
+fn log_in(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> Result<Verdict, Failure> {
+    let name = host.user().map_err(Failure::NoUser)?;
+    if is_exempt(&name, options, &*parts.accounts) {
+        return Ok(Verdict::NotOurs("the user is exempt"));
+    }
+    if is_remote(host.remote_host().as_deref(), options) {
+        return Ok(Verdict::NotOurs("a login from another host"));
+    }
+    // What is no user ID may be a password in the wrong place: it does not go into the log.
+    let user: UserId = name.parse().map_err(|_| Failure::NotAUserId)?;
+    let outcome = log_member_in(host, options, parts, &user);
+    let what = if outcome.is_ok() { "logged in" } else { "did not log in" };
+    host.log(libc::LOG_INFO, &format!("{user} {what} with a card"));
+    let result = match &outcome {
+        Ok(()) => Marked::Authenticated,
+        Err(Failure::Denied(reason)) if is_about_the_account(*reason) => Marked::Refused(*reason),
+        Err(_) => Marked::Failed,
+    };
+    if let Err(code) = host.mark(Marker { user, result }) {
+        host.log(libc::LOG_ERR, &format!("cannot remember the login on the handle: {code:?}"));
+    }
+    outcome.map(|()| Verdict::Authenticated)
+}
+
+/// The login of a member, step by step. From the second step on an error, whichever, makes cugd forget the offer.
+fn log_member_in(host: &mut dyn Host, options: &Options, parts: &Parts<'_>, user: &UserId) -> Result<(), Failure> {
+    let earlier = earlier_password(host, options)?;
+    let offer = prepare(host, &*parts.daemon, user)?;
+    let mut card = find_card(host, parts, &offer.offer)?;
+    let pin = unlock(host, &mut *card)?;
+    let errand = errand(parts, &offer.offer, user);
+    let (opened, password) = open_challenge_and_ask_password(host, &errand, &mut *card, earlier)?;
+    let credentials = credentials(&offer.offer, user, &password);
+    let (answer, line) = exchange::send_login(&errand, &credentials, &mut *card, pin.as_ref(), opened)?;
+    match answer {
+        Answer::Denied(reason) => return Err(Failure::Denied(reason)),
+        Answer::Verified => {}
+        Answer::Granted(granted) => {
+            exchange::deliver_and_acknowledge(&errand, &offer, &*card, granted, line)?;
+            offer.keep();
+        }
+    }
+    if let Err(code) = host.hand_password_on(&password) {
+        host.log(libc::LOG_WARNING, &format!("cannot hand the password on to later modules: {code:?}"));
+    }
+    Ok(())
+}
+
+/// A wrong password says something about the person who typed; these say something about the account, whoever else lets the person in.
+fn is_about_the_account(reason: DenyReason) -> bool {
+    match reason {
+        DenyReason::WrongPassword | DenyReason::TooManyAttempts(_) | DenyReason::BadRequest => false,
+        DenyReason::Disabled
+        | DenyReason::CardRevoked
+        | DenyReason::NoGroup
+        | DenyReason::MustChangePassword
+        | DenyReason::Expired
+        | DenyReason::OutsideHours => true,
+    }
+}
+
+fn earlier_password(host: &mut dyn Host, options: &Options) -> Result<Option<SecretBytes>, Failure> {
+    match options.password {
+        PasswordSource::Ask => Ok(None),
+        PasswordSource::EarlierOrAsk => Ok(host.earlier_password()),
+        PasswordSource::Earlier => host.earlier_password().map(Some).ok_or(Failure::NoEarlierPassword),
+    }
+}
+
+/// Longest wait for a card that cugd may ask for.
+const LONGEST_CARD_WAIT: Duration = Duration::from_secs(600);
+/// Longest wait for servers that cugd may ask for.
+const LONGEST_SERVER_WAIT: Duration = Duration::from_secs(60);
+
+fn find_card(host: &mut dyn Host, parts: &Parts<'_>, offer: &Offer) -> Result<Box<dyn Card>, Failure> {
+    let selection = Selection { readers: offer.readers.clone(), media: offer.media.clone() };
+    let wait = Duration::from_millis(offer.card_wait_ms.into()).min(LONGEST_CARD_WAIT);
+    let mut ask = || host.info("Please insert your card.");
+    let card = parts.readers.find(&selection, parts.clock.now() + wait, &mut ask).map_err(Failure::Card)?;
+    // The card says whom to trust, so whom the card trusts is checked first: else a card and a server of one's own let one in as anybody.
+    let ours = offer.ca_pins.iter().any(|pin| **pin == *card.server_object().ca_pin());
+    if ours { Ok(card) } else { Err(Failure::ForeignCard) }
+}
+
+/// Tries for a PIN within one login. The last try before the card blocks is never taken without a new login.
+const PIN_PROMPTS: u8 = 3;
+
+/// Asks for PIN or passphrase if the card wants one; it is kept for a card that wants it again.
+fn unlock(host: &mut dyn Host, card: &mut dyn Card) -> Result<Option<SecretBytes>, Failure> {
+    for prompts_left in (0..PIN_PROMPTS).rev() {
+        let prompt = match card.pin().map_err(Failure::Card)? {
+            PinRequest::NotNeeded => return Ok(None),
+            PinRequest::Pin { tries_left } => {
+                if tries_left == Some(1) {
+                    host.info("One try is left before the card blocks.");
+                }
+                "PIN: "
+            }
+            PinRequest::Passphrase => "Passphrase: ",
+        };
+        let pin = host.prompt(prompt).map_err(Failure::Conversation)?;
+        match card.unlock(&pin) {
+            Ok(()) => return Ok(Some(pin)),
+            Err(error) if prompts_left > 0 && may_ask_again(&error) => host.error(&Failure::Card(error).to_string()),
+            Err(error) => return Err(Failure::Card(error)),
+        }
+    }
+    Err(Failure::Card(CardError::PinRequired))
+}
+
+fn may_ask_again(error: &CardError) -> bool {
+    match error {
+        CardError::WrongPin { tries_left } => tries_left.is_none_or(|tries| tries > 1),
+        CardError::WrongPassphrase | CardError::PinFormat => true,
+        _ => false,
+    }
+}
+
+fn errand<'a>(parts: &'a Parts<'_>, offer: &'a Offer, user: &'a UserId) -> Errand<'a> {
+    let limit = Duration::from_millis(offer.server_timeout_ms.into()).min(LONGEST_SERVER_WAIT);
+    Errand { user, servers: &offer.servers, limit, network: &*parts.servers, clock: parts.clock }
+}
+
+fn credentials(offer: &Offer, user: &UserId, password: &SecretBytes) -> Credentials {
+    Credentials {
+        user: user.clone(),
+        password: password.duplicate(),
+        purpose: offer.purpose,
+        wg_public_key: offer.wg_public_key,
+        host_name: offer.host_name.clone(),
+        addresses: offer.addresses.iter().copied().take(MAX_ADDRESSES).collect(),
+    }
+}
+
+/// Both at once, so that the card and the network cost the person no time.
+fn open_challenge_and_ask_password<'a>(
+    host: &mut dyn Host,
+    errand: &Errand<'a>,
+    card: &mut dyn Card,
+    earlier: Option<SecretBytes>,
+) -> Result<(Opened<'a>, SecretBytes), Failure> {
+    let (opened, password) = match earlier {
+        Some(password) => (challenge::obtain(errand, card), Ok(password)),
+        None => challenge::while_asking(errand, card, || host.prompt("Password: ")),
+    };
+    let password = password.map_err(Failure::Conversation)?;
+    if password.expose().is_empty() {
+        return Err(Failure::NoPassword);
+    }
+    Ok((opened?, password))
+}
+
+#[cfg(test)]
+mod tests;

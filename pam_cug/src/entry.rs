@@ -1,0 +1,50 @@
+//! The six entry points that libpam calls.
+#![allow(unsafe_code)] // `pam_hooks!` writes the `extern "C"` functions; its checks of the arguments were read and are sound.
+
+use crate::{account, authenticate, guard, host::PamHost, options::Options, parts::Parts, session};
+use pam::{
+    constants::{PamFlag, PamResultCode},
+    module::{PamHandle, PamHooks},
+};
+use std::ffi::CStr;
+
+struct PamCug;
+pam::pam_hooks!(PamCug);
+
+impl PamHooks for PamCug {
+    fn sm_authenticate(handle: &mut PamHandle, args: Vec<&CStr>, flags: PamFlag) -> PamResultCode {
+        guard::run(handle, |handle| {
+            let mut host = PamHost::new(handle, flags);
+            let options = Options::of(&args, &mut host);
+            authenticate::authenticate(&mut host, &options, &Parts::real(&options))
+        })
+    }
+
+    fn sm_setcred(handle: &mut PamHandle, _: Vec<&CStr>, flags: PamFlag) -> PamResultCode {
+        guard::run(handle, |handle| account::set_credentials(&mut PamHost::new(handle, flags)))
+    }
+
+    fn acct_mgmt(handle: &mut PamHandle, _: Vec<&CStr>, flags: PamFlag) -> PamResultCode {
+        guard::run(handle, |handle| account::manage(&mut PamHost::new(handle, flags)))
+    }
+
+    fn sm_open_session(handle: &mut PamHandle, args: Vec<&CStr>, flags: PamFlag) -> PamResultCode {
+        guard::run(handle, |handle| {
+            let mut host = PamHost::new(handle, flags);
+            let options = Options::of(&args, &mut host);
+            session::open(&mut host, &options, &Parts::real(&options))
+        })
+    }
+
+    fn sm_close_session(handle: &mut PamHandle, args: Vec<&CStr>, flags: PamFlag) -> PamResultCode {
+        guard::run(handle, |handle| {
+            let mut host = PamHost::new(handle, flags);
+            let options = Options::of(&args, &mut host);
+            session::close(&mut host, &options, &Parts::real(&options))
+        })
+    }
+
+    fn sm_chauthtok(_: &mut PamHandle, _: Vec<&CStr>, _: PamFlag) -> PamResultCode {
+        PamResultCode::PAM_IGNORE
+    }
+}

@@ -1,0 +1,99 @@
+//! The calls into C that `pam-bindings` does not offer, or not in a form that fits. The only module with `unsafe` of our own.
+//!
+//! From `pam-bindings` come the entry points, the handle, the items that are read, the conversation and the codes. Not from there:
+//! setting PAM_AUTHTOK (its type cannot be constructed), `pam_putenv`, `pam_syslog`, and reading the handle's data (`get_data` is unsafe).
+#![allow(unsafe_code)]
+
+use crate::host::Marker;
+use cug_proto::secret::SecretBytes;
+use pam::{
+    constants::PamResultCode,
+    items::ItemType,
+    module::{PamHandle, PamResult},
+};
+use std::ffi::{CString, c_char, c_int, c_void};
+use zeroize::Zeroizing;
+
+#[link(name = "pam")]
+unsafe extern "C" {
+    fn pam_set_item(handle: *mut PamHandle, item: c_int, value: *const c_void) -> c_int;
+    fn pam_putenv(handle: *mut PamHandle, name_value: *const c_char) -> c_int;
+    fn pam_syslog(handle: *const PamHandle, priority: c_int, format: *const c_char, ...);
+}
+
+/// The first members of glibc's `struct __res_state`, unchanged since 2.0 (`bits/types/res_state.h`).
+#[repr(C)]
+struct ResolverHead {
+    retrans: c_int,
+    retry: c_int,
+}
+
+unsafe extern "C" {
+    fn __res_init() -> c_int;
+    fn __res_state() -> *mut ResolverHead;
+}
+
+fn check(code: c_int) -> PamResult<()> {
+    match PamResultCode::try_from(code) {
+        Ok(PamResultCode::PAM_SUCCESS) => Ok(()),
+        Ok(other) => Err(other),
+        Err(_) => Err(PamResultCode::PAM_SYSTEM_ERR),
+    }
+}
+
+/// Gives the password to the modules that come after this one. libpam makes its own copy, and wipes it.
+pub fn set_authtok(handle: &mut PamHandle, password: &SecretBytes) -> PamResult<()> {
+    let bytes = password.expose();
+    if bytes.contains(&0) {
+        return Err(PamResultCode::PAM_BUF_ERR);
+    }
+    let mut text = Zeroizing::new(Vec::with_capacity(bytes.len() + 1));
+    text.extend_from_slice(bytes);
+    text.push(0);
+    // SAFETY: the handle is the one libpam called us with; `text` ends with a NUL and outlives the call, which copies it.
+    check(unsafe { pam_set_item(handle, ItemType::AuthTok as c_int, text.as_ptr().cast()) })
+}
+
+/// Sets a variable in the environment of the session to come.
+pub fn put_env(handle: &mut PamHandle, name: &str, value: &str) -> PamResult<()> {
+    let pair = CString::new(format!("{name}={value}")).map_err(|_| PamResultCode::PAM_BUF_ERR)?;
+    // SAFETY: the handle is the one libpam called us with; `pair` outlives the call, which copies it.
+    check(unsafe { pam_putenv(handle, pair.as_ptr()) })
+}
+
+/// One line to syslog, facility authpriv, with the names of the module and of the PAM service before it.
+pub fn syslog(handle: &PamHandle, priority: c_int, line: &str) {
+    let line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if let Ok(line) = CString::new(line) {
+        // SAFETY: the format is a constant that takes one string; both strings end with a NUL and outlive the call.
+        unsafe { pam_syslog(handle, priority, c"%s".as_ptr(), line.as_ptr()) };
+    }
+}
+
+/// Under which name the handle keeps our [`Marker`]. The number grows when the type changes.
+const MARKER: &str = "pam_cug/marker/1";
+
+/// Remembers on the handle what became of the login. No secrets.
+pub fn set_marker(handle: &mut PamHandle, marker: Marker) -> PamResult<()> {
+    handle.set_data(MARKER, Box::new(marker))
+}
+
+/// What [`set_marker`] remembered.
+pub fn marker(handle: &PamHandle) -> Option<Marker> {
+    // SAFETY: data of this name is only set by `set_marker`, always with this type, by this very library: libpam loads a module once per handle.
+    unsafe { handle.get_data::<Marker>(MARKER) }.ok().cloned()
+}
+
+/// Limits what the calling thread's name look-ups wait for each DNS server: one try of `seconds`. Other threads are not affected.
+pub fn limit_resolver(seconds: c_int) {
+    // SAFETY: the state is the calling thread's own; `__res_init` fills it in before the two members are written, which glibc then respects as
+    // the application's own settings.
+    unsafe {
+        if __res_init() == 0
+            && let Some(state) = __res_state().as_mut()
+        {
+            state.retrans = seconds;
+            state.retry = 1;
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The module's arguments in the PAM file. Described for people in the crate's documentation.
+
+use crate::host::Host;
+use cug_proto::local::SOCKET_PATH;
+use std::{ffi::CStr, path::PathBuf};
+
+/// Valid options.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Users who do not log in with a card.
+    pub exempt_users: Vec<String>,
+    /// Groups whose members do not.
+    pub exempt_groups: Vec<String>,
+    /// Logins from other hosts use the card in the local reader.
+    pub remote_allowed: bool,
+    /// cugd's socket, absolute.
+    pub socket: PathBuf,
+    /// Where the password comes from.
+    pub password: PasswordSource,
+    /// More lines to syslog.
+    pub debug: bool,
+}
+
+/// Where the password comes from.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+pub enum PasswordSource {
+    /// The user types it.
+    Ask,
+    /// From an earlier module if there is one, else typed.
+    EarlierOrAsk,
+    /// From an earlier module only.
+    Earlier,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            exempt_users: Vec::new(),
+            exempt_groups: Vec::new(),
+            remote_allowed: false,
+            socket: SOCKET_PATH.into(),
+            password: PasswordSource::Ask,
+            debug: false,
+        }
+    }
+}
+
+impl Options {
+    /// From the arguments as libpam passes them; what is not understood goes to the log, and the safe default stays.
+    pub fn of(args: &[&CStr], host: &mut dyn Host) -> Self {
+        let (options, complaints) = Self::parse(args.iter().map(|arg| arg.to_str().unwrap_or("(not UTF-8)")));
+        for argument in complaints {
+            host.log(libc::LOG_ERR, &format!("argument not understood and ignored: {argument}"));
+        }
+        if options.debug {
+            host.log_debug_lines();
+        }
+        options
+    }
+
+    /// The options, and the arguments that were not understood.
+    pub fn parse<'a>(args: impl Iterator<Item = &'a str>) -> (Self, Vec<&'a str>) {
+        let mut options = Self::default();
+        let complaints = args.filter(|arg| options.set(arg).is_none()).collect();
+        (options, complaints)
+    }
+
+    fn set(&mut self, arg: &str) -> Option<()> {
+        match arg.split_once('=') {
+            Some(("exempt", names)) => {
+                for name in names.split(',').filter(|name| !name.is_empty()) {
+                    match name.strip_prefix('@') {
+                        Some(group) => self.exempt_groups.push(group.into()),
+                        None => self.exempt_users.push(name.into()),
+                    }
+                }
+            }
+            Some(("remote", "ignore")) => self.remote_allowed = false,
+            Some(("remote", "allow")) => self.remote_allowed = true,
+            Some(("socket", path)) if path.starts_with('/') => self.socket = path.into(),
+            None if arg == "debug" => self.debug = true,
+            None if arg == "use_first_pass" => self.password = PasswordSource::Earlier,
+            None if arg == "try_first_pass" => self.password = PasswordSource::EarlierOrAsk,
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> (Options, Vec<&str>) {
+        Options::parse(line.split_whitespace())
+    }
+
+    #[test]
+    fn every_option_is_understood() {
+        let (options, complaints) =
+            parse("exempt=kiosk,@wheel exempt=backup remote=allow socket=/tmp/s debug try_first_pass");
+        assert!(complaints.is_empty());
+        assert_eq!(
+            options,
+            Options {
+                exempt_users: vec!["kiosk".into(), "backup".into()],
+                exempt_groups: vec!["wheel".into()],
+                remote_allowed: true,
+                socket: "/tmp/s".into(),
+                password: PasswordSource::EarlierOrAsk,
+                debug: true,
+            }
+        );
+        assert_eq!(parse("use_first_pass").0.password, PasswordSource::Earlier);
+    }
+
+    #[test]
+    fn a_slip_changes_nothing_and_is_told() {
+        for slip in ["exmept=kiosk", "remote=yes", "socket=relative", "debug=1", "exempt", "", "use_first_pass=1"] {
+            assert_eq!(Options::parse(std::iter::once(slip)), (Options::default(), vec![slip]), "{slip:?}");
+        }
+        assert_eq!(parse("exempt=,,@").0.exempt_users, Vec::<String>::new());
+    }
+}
