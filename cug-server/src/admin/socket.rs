@@ -1,0 +1,119 @@
+//! The administrator's socket: a UNIX stream socket, mode 0600, root and the server's own user by their credentials (SO_PEERCRED).
+//! One request and one reply for each connection, both JSON after a u32 length.
+
+use super::{AdminService, Reply, Request};
+use anyhow::{Context, Result, bail};
+use std::{
+    io::{ErrorKind, Read, Write},
+    os::unix::{fs::PermissionsExt, net::UnixStream as Client},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    sync::watch,
+};
+use zeroize::Zeroizing;
+
+/// Largest request, in bytes.
+const MAX_REQUEST: usize = 64 * 1024;
+
+/// Largest reply, in bytes: a list of some 100,000 users.
+const MAX_REPLY: usize = 256 * 1024 * 1024;
+
+/// How long either side waits for the other.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Listens. A socket that an earlier server left is replaced; the state lock says that none runs.
+///
+/// # Errors
+/// A sentence.
+pub fn listen(path: &Path) -> Result<UnixListener> {
+    let what = || format!("cannot listen on {}", path.display());
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(what)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e).with_context(what),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(what)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).with_context(what)?;
+    Ok(listener)
+}
+
+/// Serves administrators until the server stops.
+pub async fn serve(listener: UnixListener, service: Arc<AdminService>, mut stop: watch::Receiver<bool>) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let service = service.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = one(stream, service).await {
+                        tracing::warn!(%error, "an administrator's request failed");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "an administrator cannot connect");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn one(mut stream: UnixStream, service: Arc<AdminService>) -> Result<()> {
+    let uid = stream.peer_cred()?.uid();
+    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
+        bail!("user number {uid} may not administer the server");
+    }
+    let exchange = async {
+        let len = usize::try_from(stream.read_u32().await?)?;
+        if len > MAX_REQUEST {
+            bail!("the request is too large");
+        }
+        let mut body = Zeroizing::new(vec![0; len]);
+        stream.read_exact(&mut body).await?;
+        let request: Request = serde_json::from_slice(&body)?;
+        drop(body);
+        let reply = tokio::task::spawn_blocking(move || service.carry_out(&request, uid)).await?;
+        let reply = serde_json::to_vec(&reply)?;
+        stream.write_u32(u32::try_from(reply.len())?).await?;
+        stream.write_all(&reply).await?;
+        Ok(stream.shutdown().await?)
+    };
+    tokio::time::timeout(PATIENCE, exchange).await.context("the time is up")?
+}
+
+/// Asks the running server; `None` when none runs.
+pub(super) fn ask(path: &Path, request: &Request) -> Result<Option<Reply>> {
+    let mut stream = match Client::connect(path) {
+        Ok(stream) => stream,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => bail!("only root may administer the server"),
+        Err(e) => return Err(e).with_context(|| format!("cannot reach the server on {}", path.display())),
+    };
+    let mut exchange = || -> Result<Reply> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let body = Zeroizing::new(serde_json::to_vec(request)?);
+        stream.write_all(&u32::try_from(body.len())?.to_be_bytes())?;
+        stream.write_all(&body)?;
+        let mut len = [0; 4];
+        stream.read_exact(&mut len)?;
+        let len = usize::try_from(u32::from_be_bytes(len))?;
+        if len > MAX_REPLY {
+            bail!("the reply is too large");
+        }
+        let mut reply = vec![0; len];
+        stream.read_exact(&mut reply)?;
+        Ok(serde_json::from_slice(&reply)?)
+    };
+    exchange().map(Some).context("the server did not answer; see its log")
+}

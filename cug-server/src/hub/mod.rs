@@ -1,0 +1,356 @@
+//! Tells terminals what changed. One task owns all of this: who is attached, which leases run, which rotations wait.
+//!
+//! Its only source is [`Store::changes_since`]; whoever writes to the store pokes it. The work for a change is proportional to the
+//! groups concerned (P11). A terminal whose queue is full is dropped: it attaches again and gets what it missed.
+
+mod leases;
+mod rotation;
+mod terminals;
+
+pub use terminals::Push;
+pub(crate) use terminals::peers_messages;
+
+use crate::{
+    clock,
+    service::blocking,
+    store::{By, Change, Ending, Result, Store, StoreError},
+};
+use cug_proto::{
+    id::{Epoch, GroupId, UserId},
+    message::{EndReason, KeyAck, SessionId},
+};
+use leases::Leases;
+use rotation::Rotations;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use terminals::Terminals;
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::Instant,
+};
+
+/// Messages that may wait for one terminal.
+const QUEUE: usize = 256;
+
+/// How often heartbeats are written to the store, and old rows deleted.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+
+/// How often a database that cannot be used is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+enum Command {
+    Subscribe { session: SessionId, reply: oneshot::Sender<Option<Subscription>> },
+    Detach { session: SessionId, attachment: u64 },
+    Renew(SessionId),
+    Expect(SessionId, Instant),
+    KeyAck(SessionId, KeyAck),
+}
+
+/// A terminal's place at the hub.
+pub struct Subscription {
+    /// What the terminal must be told, in order. Closed when the terminal was dropped.
+    pub pushes: mpsc::Receiver<Push>,
+    attachment: u64,
+}
+
+/// The hub cannot serve a terminal now.
+#[derive(Debug, thiserror::Error)]
+#[error("changes cannot be read now")]
+pub struct HubUnavailable;
+
+/// To talk to the hub. Cheap to clone.
+#[derive(Clone)]
+pub struct HubHandle {
+    commands: mpsc::UnboundedSender<Command>,
+    changed: Arc<Notify>,
+}
+
+impl HubHandle {
+    /// The store changed.
+    pub fn poke(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Subscribes a terminal whose proof was right; an earlier connection of the session is dropped. `None` when the session is over.
+    ///
+    /// # Errors
+    /// [`HubUnavailable`]: the store cannot be read now, or the server stops.
+    pub async fn subscribe(&self, session: SessionId) -> std::result::Result<Option<Subscription>, HubUnavailable> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Subscribe { session, reply });
+        answer.await.map_err(|_| HubUnavailable)
+    }
+
+    /// The connection ended; the session's lease goes on.
+    pub fn detach(&self, session: SessionId, subscription: &Subscription) {
+        self.send(Command::Detach { session, attachment: subscription.attachment });
+    }
+
+    /// A heartbeat came.
+    pub fn renew(&self, session: SessionId) {
+        self.send(Command::Renew(session));
+    }
+
+    /// A session was registered: its terminal must attach until `deadline`.
+    pub fn expect(&self, session: SessionId, deadline: Instant) {
+        self.send(Command::Expect(session, deadline));
+        self.poke();
+    }
+
+    /// A terminal has an epoch's key.
+    pub fn key_ack(&self, session: SessionId, ack: KeyAck) {
+        self.send(Command::KeyAck(session, ack));
+    }
+
+    /// A hub that is gone is a server that stops: nobody is left to be told.
+    fn send(&self, command: Command) {
+        let _stopped = self.commands.send(command);
+    }
+}
+
+/// The task's state. See [`Hub::run`].
+pub struct Hub {
+    store: Arc<dyn Store>,
+    lease: Duration,
+    commands: mpsc::UnboundedReceiver<Command>,
+    changed: Arc<Notify>,
+    revision: u64,
+    terminals: Terminals,
+    leases: Leases,
+    rotations: Rotations,
+}
+
+impl Hub {
+    /// The hub of `store`. All sessions that the store knows get one lease of grace: their terminals attach again.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn start(store: Arc<dyn Store>, lease: Duration) -> Result<(Self, HubHandle)> {
+        let (sender, commands) = mpsc::unbounded_channel();
+        let changed = Arc::new(Notify::new());
+        let now = clock::monotonic();
+        let (revision, sessions, rotating) =
+            blocking(store.clone(), |s| Ok((s.revision()?, s.live_sessions()?, s.rotating_groups()?))).await?;
+        let mut hub = Self {
+            store,
+            lease,
+            commands,
+            changed: changed.clone(),
+            revision,
+            terminals: Terminals::default(),
+            leases: Leases::default(),
+            rotations: Rotations::default(),
+        };
+        for session in sessions {
+            hub.leases.set(session, now + lease);
+        }
+        for group in rotating {
+            hub.begin_rotation(group, now).await?;
+        }
+        Ok((hub, HubHandle { commands: sender, changed }))
+    }
+
+    /// Runs until nobody holds a [`HubHandle`] any more.
+    pub async fn run(mut self) {
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut retry = None;
+        loop {
+            let changed = self.changed.clone();
+            let due = [self.leases.next(), self.rotations.next(), retry].into_iter().flatten().min();
+            let result = tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(command).await,
+                    None => return,
+                },
+                () = changed.notified() => self.catch_up().await,
+                () = sleep_until(due) => self.due().await,
+                _ = housekeeping.tick() => self.housekeeping().await,
+            };
+            retry = result.err().map(|error| {
+                tracing::error!(%error, "terminals cannot be told of changes now");
+                clock::monotonic() + RETRY
+            });
+        }
+    }
+
+    async fn command(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Subscribe { session, reply } => {
+                let subscription = self.subscribe(session).await?;
+                if let Err(Some(unwanted)) = reply.send(subscription) {
+                    self.terminals.detach(&session, unwanted.attachment);
+                }
+            }
+            Command::Detach { session, attachment } => self.terminals.detach(&session, attachment),
+            Command::Renew(session) => self.leases.renew(session, clock::monotonic() + self.lease),
+            Command::Expect(session, deadline) => self.leases.set(session, deadline),
+            Command::KeyAck(session, ack) => {
+                if self.rotations.acknowledge(session, ack) {
+                    self.activate(ack.group).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// First everything that happened, then the terminal: so that it misses nothing that comes after.
+    async fn subscribe(&mut self, session: SessionId) -> Result<Option<Subscription>> {
+        self.catch_up().await?;
+        let Some((user, groups)) = blocking(self.store.clone(), move |s| s.session_groups(&session)).await? else {
+            return Ok(None);
+        };
+        let now = clock::monotonic();
+        self.leases.renew(session, now + self.lease);
+        let (sender, pushes) = mpsc::channel(QUEUE);
+        let attachment = self.terminals.attach(session, user, &groups, sender, now);
+        Ok(Some(Subscription { pushes, attachment }))
+    }
+
+    /// Reads what changed and passes it on.
+    async fn catch_up(&mut self) -> Result<()> {
+        loop {
+            let since = self.revision;
+            let changes = blocking(self.store.clone(), move |s| s.changes_since(since)).await?;
+            let Some((last, _)) = changes.last() else { return Ok(()) };
+            let last = *last;
+            let mut members: BTreeMap<GroupId, Vec<UserId>> = BTreeMap::new();
+            for (revision, change) in changes {
+                match change {
+                    Change::Member(group, user) => members.entry(group).or_default().push(user),
+                    // Members first: a terminal must know its peers' last state before what follows.
+                    other => {
+                        self.tell_members(std::mem::take(&mut members), revision).await?;
+                        self.apply(other).await?;
+                    }
+                }
+            }
+            self.tell_members(members, last).await?;
+            self.revision = last;
+        }
+    }
+
+    async fn tell_members(&mut self, members: BTreeMap<GroupId, Vec<UserId>>, revision: u64) -> Result<()> {
+        for (group, mut users) in members {
+            if !self.terminals.any_in(group) {
+                continue;
+            }
+            users.sort_unstable();
+            users.dedup();
+            let asked = users.clone();
+            let present = blocking(self.store.clone(), move |s| s.presence(group, &asked)).await?;
+            self.terminals.tell_members(group, revision, &users, present);
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, change: Change) -> Result<()> {
+        match change {
+            Change::Member(..) => {}
+            Change::Ended(session, reason) => {
+                self.terminals.end(&session, reason);
+                self.leases.remove(&session);
+                for group in self.rotations.forget(session) {
+                    self.activate(group).await?;
+                }
+            }
+            Change::Joined(group, session) => self.terminals.join(group, &session),
+            Change::Left(group, session) => {
+                self.terminals.leave(group, &session);
+                if self.rotations.forget_in(group, session) {
+                    self.activate(group).await?;
+                }
+            }
+            Change::Epoch(group) => self.begin_rotation(group, clock::monotonic()).await?,
+            Change::Activated(group, epoch) => {
+                self.terminals.push_to_group(group, Push::Activate(KeyAck { group, epoch }))
+            }
+        }
+        Ok(())
+    }
+
+    /// All sessions of the group must have the new key, or had their time, before it is used.
+    async fn begin_rotation(&mut self, group: GroupId, now: Instant) -> Result<()> {
+        let Some((epoch, sessions)) = blocking(self.store.clone(), move |s| s.pending_epoch(group)).await? else {
+            return Ok(());
+        };
+        self.terminals.push_to_group(group, Push::Keys(group));
+        if self.rotations.begin(group, epoch, sessions, now + self.lease) {
+            self.activate(group).await?;
+        }
+        Ok(())
+    }
+
+    async fn activate(&mut self, group: GroupId) -> Result<()> {
+        let Some((epoch, acknowledged)) = self.rotations.finish(group) else { return Ok(()) };
+        self.activate_in_store(group, epoch, acknowledged).await
+    }
+
+    async fn activate_in_store(&mut self, group: GroupId, epoch: Epoch, acknowledged: Vec<SessionId>) -> Result<()> {
+        let now = clock::unix_now();
+        blocking(self.store.clone(), move |s| s.activate(group, epoch, &acknowledged, now)).await?;
+        self.poke_self();
+        Ok(())
+    }
+
+    async fn due(&mut self) -> Result<()> {
+        let now = clock::monotonic();
+        for session in self.leases.take_expired(now) {
+            tracing::info!("a session ends: no heartbeat within the lease");
+            self.end(session, EndReason::LeaseExpired, "no heartbeat within the lease").await?;
+        }
+        for (group, late) in self.rotations.take_overdue(now) {
+            // Who is not attached gets the key when it attaches, and who has just attached has it by now; who had time and did not
+            // take it cannot stay.
+            let had_time =
+                |s: &SessionId| self.terminals.attached_since(s).is_some_and(|since| since + self.lease / 2 <= now);
+            let late: Vec<_> = late.into_iter().filter(had_time).collect();
+            for session in late {
+                self.end(session, EndReason::Protocol, "did not take the new group key").await?;
+            }
+            self.activate(group).await?;
+        }
+        self.catch_up().await
+    }
+
+    async fn end(&mut self, session: SessionId, tell: EndReason, reason: &'static str) -> Result<()> {
+        let now = clock::unix_now();
+        let ended = blocking(self.store.clone(), move |s| {
+            let by = By { actor: "server", now };
+            s.end_session(&session, &Ending { event: "session-end", by, reason, tell: Some(tell) })
+        });
+        if let Err(error) = ended.await {
+            // Tried again a little later: a session must not outlive its lease because the disk was full for a moment.
+            self.leases.set(session, clock::monotonic() + RETRY);
+            return Err(error);
+        }
+        self.poke_self();
+        Ok(())
+    }
+
+    async fn housekeeping(&mut self) -> Result<()> {
+        let seen = self.leases.take_renewed();
+        let (now, processed) = (clock::unix_now(), self.revision);
+        let kept = blocking(self.store.clone(), move |s| {
+            if !seen.is_empty() {
+                s.seen(&seen, now)?;
+            }
+            s.prune(now, processed)
+        });
+        match kept.await {
+            // Nothing of this is lost when it is done a minute later.
+            Err(StoreError::Fault(error)) => tracing::warn!(%error, "heartbeats cannot be written now"),
+            Err(StoreError::Refused(_)) | Ok(()) => {}
+        }
+        Ok(())
+    }
+
+    fn poke_self(&self) {
+        self.changed.notify_one();
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

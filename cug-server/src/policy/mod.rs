@@ -1,0 +1,89 @@
+//! Decisions, pure: what the store knows and what time it is come in, a verdict goes out.
+
+pub mod overlay;
+
+use crate::{clock::UnixTime, store::Account};
+use cug_proto::message::DenyReason;
+
+/// Wrong passwords that cost nothing.
+const FREE_FAILURES: u32 = 3;
+
+/// Longest wait after wrong passwords, in seconds.
+const LONGEST_WAIT: i64 = 900;
+
+/// May this account's password be tried now? Asked before the password is looked at, and only once the card has proved itself.
+///
+/// # Errors
+/// Why not.
+pub fn admit(card_revoked: bool, account: &Account, now: UnixTime) -> Result<(), DenyReason> {
+    if card_revoked {
+        return Err(DenyReason::CardRevoked);
+    }
+    match remaining_wait(account.failures, account.last_failure, now) {
+        0 => Ok(()),
+        wait => Err(DenyReason::TooManyAttempts(wait)),
+    }
+}
+
+/// With the right password: may this user have what was asked for?
+///
+/// # Errors
+/// Why not.
+pub fn authorise(account: &Account, password_right: bool, groups: usize) -> Result<(), DenyReason> {
+    if !password_right {
+        Err(DenyReason::WrongPassword)
+    } else if account.disabled {
+        Err(DenyReason::Disabled)
+    } else if groups == 0 {
+        Err(DenyReason::NoGroup)
+    } else {
+        Ok(())
+    }
+}
+
+/// Seconds until the next try: 0 for the first few wrong passwords, then 1, 2, 4, ... up to a quarter of an hour.
+fn remaining_wait(failures: u32, last_failure: UnixTime, now: UnixTime) -> u32 {
+    let Some(excess) = failures.checked_sub(FREE_FAILURES) else { return 0 };
+    let wait = 1_i64.checked_shl(excess).filter(|w| (1..LONGEST_WAIT).contains(w)).unwrap_or(LONGEST_WAIT);
+    // A clock that was set back must not lock anybody out for longer than the longest wait.
+    let remaining = last_failure.saturating_add(wait).saturating_sub(now).clamp(0, LONGEST_WAIT);
+    u32::try_from(remaining).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::PasswordRecord;
+    use proptest::prelude::*;
+
+    fn account(failures: u32, last_failure: UnixTime, disabled: bool) -> Account {
+        let password = PasswordRecord { salt: [0; 16], hash: [0; 32], memory_kib: 8, iterations: 1, lanes: 1 };
+        Account { password, disabled, failures, last_failure }
+    }
+
+    #[test]
+    fn a_revoked_card_is_refused_before_the_password() {
+        assert_eq!(admit(true, &account(99, 100, true), 100), Err(DenyReason::CardRevoked));
+    }
+
+    #[test]
+    fn whether_an_account_is_disabled_is_told_only_with_the_right_password() {
+        assert_eq!(authorise(&account(0, 0, true), false, 0), Err(DenyReason::WrongPassword));
+        assert_eq!(authorise(&account(0, 0, true), true, 1), Err(DenyReason::Disabled));
+        assert_eq!(authorise(&account(0, 0, false), true, 0), Err(DenyReason::NoGroup));
+        assert_eq!(authorise(&account(0, 0, false), true, 1), Ok(()));
+    }
+
+    proptest! {
+        #[test]
+        fn waits_grow_and_end(failures in 0u32..200, last in 0i64..1 << 40, later in 0i64..2000) {
+            let wait = remaining_wait(failures, last, last);
+            prop_assert!(wait <= 900);
+            prop_assert_eq!(wait == 0, failures < FREE_FAILURES);
+            prop_assert!(remaining_wait(failures + 1, last, last) >= wait);
+            let then = remaining_wait(failures, last, last + later);
+            prop_assert_eq!(i64::from(then), (i64::from(wait) - later).max(0));
+            prop_assert!(remaining_wait(failures, last, i64::MIN) <= 900, "clock set back");
+        }
+    }
+}

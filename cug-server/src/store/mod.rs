@@ -1,0 +1,124 @@
+//! What is kept: users, cards, groups, sessions, changes, audit.
+//!
+//! [`Store`] is made so that a database with several servers can stand behind it: reads of one entity or one group; one atomic,
+//! conditional write per use-case with its audit row; and [`Store::changes_since`] as the only source of what terminals are told.
+
+mod sqlite;
+mod types;
+
+pub use sqlite::Sqlite;
+pub use types::*;
+
+use crate::clock::UnixTime;
+use cug_proto::{
+    id::{Epoch, GroupId, GroupName, HostName, UserId},
+    message::{EndReason, Fingerprint, Known, Peer, SessionId},
+};
+use ipnet::Ipv4Net;
+
+/// What the store answers.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// A request that the store did not carry out; nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The request does not fit what is stored. One sentence for the administrator.
+    #[error("{0}")]
+    Refused(String),
+    /// The database cannot be used.
+    #[error("the database cannot be used: {0}")]
+    Fault(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Makes the wrapped key of a group's epoch. The store calls it within the write that needs it.
+pub type Mint<'a> = &'a dyn Fn(GroupId, Epoch) -> Result<Vec<u8>>;
+
+/// The database. All methods block.
+pub trait Store: Send + Sync {
+    /// A setting that was made once.
+    fn setting(&self, name: &str) -> Result<Option<String>>;
+    /// The card, and which key sizes registered cards have (2048, 3072, 4096): the same work whether the card is known or not.
+    fn card(&self, card: &Fingerprint) -> Result<(Option<Card>, [bool; 3])>;
+    /// The account of a user.
+    fn account(&self, user: &UserId) -> Result<Option<Account>>;
+    /// The user's groups with their active keys.
+    fn group_keys(&self, user: &UserId) -> Result<Vec<GroupKey>>;
+    /// A session, by its number.
+    fn session(&self, session: &SessionId) -> Result<SessionState>;
+    /// All registered sessions.
+    fn live_sessions(&self) -> Result<Vec<SessionId>>;
+    /// Groups of a registered session; `None` when it is no longer.
+    fn session_groups(&self, session: &SessionId) -> Result<Option<(UserId, Vec<GroupId>)>>;
+    /// What a terminal must be sent when it attaches: one consistent view. `only` restricts it to one group.
+    fn session_view(&self, session: &SessionId, known: &[Known], only: Option<GroupId>) -> Result<Option<SessionView>>;
+    /// Revision of the last change.
+    fn revision(&self) -> Result<u64>;
+    /// What changed after `revision`, oldest first.
+    fn changes_since(&self, revision: u64) -> Result<Vec<(u64, Change)>>;
+    /// Those of `users` who can be reached in the group now.
+    fn presence(&self, group: GroupId, users: &[UserId]) -> Result<Vec<Peer>>;
+    /// The epoch that is distributed but not active, and the registered sessions of the group.
+    fn pending_epoch(&self, group: GroupId) -> Result<Option<(Epoch, Vec<SessionId>)>>;
+    /// Groups with a pending epoch.
+    fn rotating_groups(&self) -> Result<Vec<GroupId>>;
+
+    /// An attempt that came to nothing. Counts a wrong password.
+    fn login_refused(&self, refusal: &LoginRefused<'_>) -> Result<()>;
+    /// Card and password were right and no session was asked for.
+    fn login_verified(&self, login: &LoginFacts<'_>) -> Result<()>;
+    /// A session is granted but not acknowledged. Wrong passwords are forgotten.
+    fn create_session(&self, session: &NewSession<'_>) -> Result<()>;
+    /// The grant was acknowledged: the user's address is registered (patent, step S24), an earlier session ends (P8). `false` when
+    /// the pending session is gone (user disabled, card revoked meanwhile).
+    fn register(&self, session: &SessionId, now: UnixTime) -> Result<bool>;
+    /// Where the session's terminal can be reached: the other members are told. `false` when there is no such session.
+    fn announce(&self, session: &SessionId, place: &Place<'_>, now: UnixTime) -> Result<bool>;
+    /// Ends a session. `false` when there is no such session.
+    fn end_session(&self, session: &SessionId, ending: &Ending<'_>) -> Result<bool>;
+    /// These sessions sent a heartbeat.
+    fn seen(&self, sessions: &[SessionId], now: UnixTime) -> Result<()>;
+    /// The pending epoch becomes the active one; older keys are deleted.
+    fn activate(&self, group: GroupId, epoch: Epoch, acknowledged: &[SessionId], now: UnixTime) -> Result<bool>;
+    /// Forgets pending sessions, notices of ended ones, and changes that no terminal needs any more.
+    fn prune(&self, now: UnixTime, processed: u64) -> Result<()>;
+
+    /// Makes a setting once; an existing one stays.
+    fn set_once(&self, name: &str, value: &str) -> Result<()>;
+    /// Adds a user.
+    fn add_user(&self, by: By<'_>, user: &UserId, password: &PasswordRecord) -> Result<()>;
+    /// Changes a user's password.
+    fn set_password(&self, by: By<'_>, user: &UserId, password: &PasswordRecord) -> Result<()>;
+    /// Enables a user.
+    fn enable_user(&self, by: By<'_>, user: &UserId) -> Result<()>;
+    /// Disables a user: the session ends, the keys of the user's groups change.
+    fn disable_user(&self, by: By<'_>, user: &UserId, mint: Mint<'_>) -> Result<()>;
+    /// Adds a group.
+    fn add_group(&self, by: By<'_>, group: &NewGroup<'_>, mint: Mint<'_>) -> Result<GroupInfo>;
+    /// Makes a user a member.
+    fn join(&self, by: By<'_>, group: &GroupName, user: &UserId) -> Result<()>;
+    /// Ends a membership; the group's key changes.
+    fn leave(&self, by: By<'_>, group: &GroupName, user: &UserId, mint: Mint<'_>) -> Result<()>;
+    /// Begins a new epoch of a group's key.
+    fn rotate(&self, by: By<'_>, group: &GroupName, mint: Mint<'_>) -> Result<Epoch>;
+    /// Registers a card.
+    fn add_card(&self, by: By<'_>, card: &NewCard<'_>) -> Result<()>;
+    /// Revokes a card: a session that was opened with it ends, the keys of the user's groups change.
+    fn revoke_card(&self, by: By<'_>, card: &Fingerprint, mint: Mint<'_>) -> Result<()>;
+    /// Ends a user's session for an administrator.
+    fn end_user_session(&self, by: By<'_>, user: &UserId, reason: &EndReason) -> Result<()>;
+
+    /// Users, by name.
+    fn users(&self) -> Result<Vec<UserInfo>>;
+    /// One user.
+    fn user(&self, user: &UserId) -> Result<UserInfo>;
+    /// Groups, by name.
+    fn groups(&self) -> Result<Vec<GroupInfo>>;
+    /// One group and its members.
+    fn group(&self, group: &GroupName) -> Result<(GroupInfo, Vec<MemberInfo>)>;
+    /// IPv4 networks of all groups.
+    fn prefixes4(&self) -> Result<Vec<Ipv4Net>>;
+    /// Cards, of one user or all.
+    fn cards(&self, user: Option<&UserId>) -> Result<Vec<CardInfo>>;
+    /// Who is where: one row for each group of each session (the table of the patent's Fig. 8).
+    fn sessions(&self) -> Result<Vec<SessionInfo>>;
+}

@@ -1,0 +1,348 @@
+//! What goes into the store and comes out of it.
+
+use super::{Result, StoreError};
+use crate::{clock::UnixTime, policy::overlay};
+use cug_proto::{
+    id::{Epoch, GroupId, GroupName, HostName, UserId},
+    message::{EndReason, Fingerprint, GroupGrant, GroupPort, Peer, SessionId, WgPublicKey},
+    secret::Secret,
+};
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A registered card.
+pub struct Card {
+    /// Whose.
+    pub user: UserId,
+    /// DER `SubjectPublicKeyInfo`.
+    pub public_key: Vec<u8>,
+    /// No longer valid.
+    pub revoked: bool,
+}
+
+/// What a login is decided on.
+pub struct Account {
+    /// The password, hashed.
+    pub password: PasswordRecord,
+    /// By an administrator.
+    pub disabled: bool,
+    /// Wrong passwords since the last right one.
+    pub failures: u32,
+    /// When the last one was.
+    pub last_failure: UnixTime,
+}
+
+/// Argon2id of a password, with its cost.
+#[derive(Clone)]
+pub struct PasswordRecord {
+    /// Random.
+    pub salt: [u8; 16],
+    /// The hash.
+    pub hash: [u8; 32],
+    /// Memory in KiB.
+    pub memory_kib: u32,
+    /// Passes.
+    pub iterations: u32,
+    /// Lanes.
+    pub lanes: u32,
+}
+
+/// A group with a key of it, wrapped, and one member's place in it.
+pub struct GroupKey {
+    /// The group.
+    pub id: GroupId,
+    /// Its name.
+    pub name: GroupName,
+    /// Of the key.
+    pub epoch: Epoch,
+    /// The key, wrapped by [`crate::keys::StorageKey`].
+    pub wrapped: Vec<u8>,
+    /// Overlay network.
+    pub prefix4: Ipv4Net,
+    /// Overlay network.
+    pub prefix6: Ipv6Net,
+    /// The member's number in it.
+    pub host: u32,
+}
+
+impl GroupKey {
+    /// As terminals get it, with the key unwrapped.
+    ///
+    /// # Errors
+    /// [`StoreError::Fault`] when the member's number does not fit the network: the database was altered.
+    pub fn grant(&self, key: Secret<32>) -> Result<GroupGrant> {
+        let (address4, address6) = addresses(self.prefix4, self.prefix6, self.host)?;
+        Ok(GroupGrant {
+            id: self.id,
+            name: self.name.clone(),
+            epoch: self.epoch,
+            key,
+            prefix4: self.prefix4.into(),
+            prefix6: self.prefix6.into(),
+            address4,
+            address6,
+        })
+    }
+}
+
+/// Both addresses of member number `host`.
+pub(super) fn addresses(prefix4: Ipv4Net, prefix6: Ipv6Net, host: u32) -> Result<(Ipv4Addr, Ipv6Addr)> {
+    overlay::address4(prefix4, host)
+        .zip(overlay::address6(prefix6, host))
+        .ok_or_else(|| StoreError::Fault(format!("member number {host} is outside of {prefix4}").into()))
+}
+
+/// What became of a session number.
+pub enum SessionState {
+    /// Registered.
+    Live(LiveSession),
+    /// It was, and why it is no longer.
+    Ended(EndReason),
+    /// Never was, or long ago.
+    Unknown,
+}
+
+/// A registered session.
+pub struct LiveSession {
+    /// Whose.
+    pub user: UserId,
+    /// Its secret, wrapped by [`crate::keys::StorageKey`].
+    pub wrapped_secret: Vec<u8>,
+}
+
+/// What a terminal must be sent.
+pub struct SessionView {
+    /// Of this view.
+    pub revision: u64,
+    /// One for each group of the session.
+    pub groups: Vec<GroupView>,
+}
+
+/// One group as a terminal must know it.
+pub struct GroupView {
+    /// With the active key.
+    pub active: GroupKey,
+    /// With the key that is being distributed.
+    pub pending: Option<GroupKey>,
+    /// Epoch that the terminal is known to have, from the grant or from what it said; 0 for none.
+    pub has_epoch: Epoch,
+    /// The terminal said that it knows this group already.
+    pub known: bool,
+    /// `present` are all members: forget the others.
+    pub full: bool,
+    /// Members who can be reached, other than the session's own user.
+    pub present: Vec<Peer>,
+    /// Members who cannot any more.
+    pub gone: Vec<UserId>,
+}
+
+/// Something that terminals must be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A member can be reached, elsewhere, or no longer.
+    Member(GroupId, UserId),
+    /// A session ended.
+    Ended(SessionId, EndReason),
+    /// A user with a session became a member.
+    Joined(GroupId, SessionId),
+    /// A user with a session is no longer a member.
+    Left(GroupId, SessionId),
+    /// A new epoch is to be distributed.
+    Epoch(GroupId),
+    /// An epoch is to be used.
+    Activated(GroupId, Epoch),
+}
+
+/// Who logs in with what from where.
+#[derive(Clone, Copy)]
+pub struct LoginFacts<'a> {
+    /// As claimed; proved only where the card is.
+    pub user: &'a UserId,
+    /// As claimed or proved.
+    pub card: &'a Fingerprint,
+    /// As seen by the server.
+    pub source: IpAddr,
+    /// When.
+    pub now: UnixTime,
+}
+
+/// A refused login.
+pub struct LoginRefused<'a> {
+    /// Who and when.
+    pub login: LoginFacts<'a>,
+    /// For the audit.
+    pub reason: &'a str,
+    /// Count it against the account.
+    pub wrong_password: bool,
+}
+
+/// A session to be.
+pub struct NewSession<'a> {
+    /// Who and when.
+    pub login: LoginFacts<'a>,
+    /// Random.
+    pub id: SessionId,
+    /// The terminal's key of this session.
+    pub wg_public_key: WgPublicKey,
+    /// The terminal's name.
+    pub host_name: &'a HostName,
+    /// Addresses that the terminal said it has.
+    pub addresses: &'a [IpAddr],
+    /// The session secret, wrapped.
+    pub wrapped_secret: &'a [u8],
+    /// Granted groups with the epoch of the granted key.
+    pub groups: &'a [(GroupId, Epoch)],
+}
+
+/// Where a terminal can be reached.
+pub struct Place<'a> {
+    /// As seen by the server.
+    pub source: IpAddr,
+    /// As the terminal says.
+    pub addresses: &'a [IpAddr],
+    /// Of each group's interface.
+    pub ports: &'a [GroupPort],
+}
+
+/// The end of a session.
+pub struct Ending<'a> {
+    /// For the audit: `session-clear`, ...
+    pub event: &'a str,
+    /// Who or what ended it.
+    pub by: By<'a>,
+    /// For the audit.
+    pub reason: &'a str,
+    /// What to tell the terminal, when it was not the terminal's own wish.
+    pub tell: Option<EndReason>,
+}
+
+/// Who changes something, and when.
+#[derive(Clone, Copy)]
+pub struct By<'a> {
+    /// For the audit: a user ID, an administrator's account, or `server`.
+    pub actor: &'a str,
+    /// When.
+    pub now: UnixTime,
+}
+
+/// A group to be.
+pub struct NewGroup<'a> {
+    /// Its name.
+    pub name: &'a GroupName,
+    /// Overlay network; chosen from `pool` when `None`.
+    pub prefix4: Option<Ipv4Net>,
+    /// Overlay network; chosen from `ula` when `None`.
+    pub prefix6: Option<Ipv6Net>,
+    /// Where IPv4 networks come from.
+    pub pool: Ipv4Net,
+    /// The deployment's unique local /48: the 40 bits after `fd`.
+    pub ula: [u8; 5],
+}
+
+/// A card to be registered.
+pub struct NewCard<'a> {
+    /// SHA-256 of `public_key`.
+    pub fingerprint: Fingerprint,
+    /// Whose.
+    pub user: &'a UserId,
+    /// DER `SubjectPublicKeyInfo`.
+    pub public_key: &'a [u8],
+    /// Of the modulus.
+    pub bits: u32,
+    /// `piv`, `medium` or `registered`, for people.
+    pub kind: &'a str,
+}
+
+/// A user, for the administrator.
+#[derive(Serialize, Deserialize, Debug)]
+pub struct UserInfo {
+    /// User ID.
+    pub user: UserId,
+    /// By an administrator.
+    pub disabled: bool,
+    /// Names.
+    pub groups: Vec<GroupName>,
+    /// Valid ones.
+    pub cards: u32,
+    /// Where the user is logged in.
+    pub address: Option<IpAddr>,
+    /// Wrong passwords since the last right one.
+    pub wrong_passwords: u32,
+    /// When added, RFC 3339.
+    pub created: String,
+}
+
+/// A group, for the administrator.
+#[derive(Serialize, Deserialize, Debug)]
+pub struct GroupInfo {
+    /// Name.
+    pub group: GroupName,
+    /// Number.
+    pub id: GroupId,
+    /// Overlay network.
+    pub prefix4: Ipv4Net,
+    /// Overlay network.
+    pub prefix6: Ipv6Net,
+    /// Of the key in use.
+    pub epoch: Epoch,
+    /// Of the key that is being distributed.
+    pub next_epoch: Option<Epoch>,
+    /// How many users.
+    pub members: u32,
+    /// How many of them are logged in.
+    pub sessions: u32,
+}
+
+/// A member of a group, for the administrator.
+#[derive(Serialize, Deserialize, Debug)]
+pub struct MemberInfo {
+    /// User ID.
+    pub user: UserId,
+    /// Overlay address.
+    pub overlay4: Ipv4Addr,
+    /// Overlay address.
+    pub overlay6: Ipv6Addr,
+    /// Where the user is logged in.
+    pub address: Option<IpAddr>,
+    /// Member since, RFC 3339.
+    pub since: String,
+}
+
+/// A card, for the administrator.
+#[derive(Serialize, Deserialize, Debug)]
+pub struct CardInfo {
+    /// 64 hexadecimal digits.
+    pub fingerprint: String,
+    /// Whose.
+    pub user: UserId,
+    /// Of the modulus.
+    pub bits: u32,
+    /// `piv`, `medium` or `registered`.
+    pub kind: String,
+    /// RFC 3339.
+    pub issued: String,
+    /// RFC 3339.
+    pub revoked: Option<String>,
+}
+
+/// Who is where in which group, for the administrator.
+#[derive(Serialize, Deserialize, Debug)]
+pub struct SessionInfo {
+    /// Group.
+    pub group: GroupName,
+    /// User ID.
+    pub user: UserId,
+    /// The terminal's address, as the server sees it.
+    pub address: IpAddr,
+    /// The terminal's name.
+    pub host: HostName,
+    /// Overlay address.
+    pub overlay4: Ipv4Addr,
+    /// Overlay address.
+    pub overlay6: Ipv6Addr,
+    /// Logged in since, RFC 3339.
+    pub since: String,
+    /// `registered` (the terminal has the grant) or `up` (its tunnel stands and the members were told).
+    pub state: String,
+}
