@@ -1,0 +1,65 @@
+# `make demo` and `make test` are all that a newcomer needs. Both install what they need from the distribution, and say so.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: demo test build setup packages tools format lint unit e2e prove deny bench fuzz clean help
+
+export RUST_BACKTRACE ?= 1
+# Tests make network namespaces and load real PAM modules: they need root. Everything they make is their own and goes with them.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E")
+VENV := target/interop-venv
+PACKAGES := build-essential pkg-config cmake libclang-dev clang libpcsclite-dev libpam0g-dev pcscd opensc yubico-piv-tool pamtester \
+	iproute2 iputils-ping nftables wireguard-tools tcpdump util-linux login openssl python3-venv procps
+
+help: ## this list
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+demo: build ## the patent's own example: four terminals, two closed groups, real logins (KEEP=1 leaves it standing)
+	@$(SUDO) env KEEP="$(KEEP)" target/debug/demo
+
+test: format lint unit e2e deny ## everything that must hold before a change lands
+
+build: setup ## all programs, the PAM module and the test rig
+	@cargo build --locked --workspace --bins --lib
+
+setup: toolchain packages
+
+.PHONY: toolchain
+toolchain:
+	@command -v cargo >/dev/null || { echo "Rust is not installed: get the toolchain from https://rustup.rs (1.95 or later), then run this again."; exit 1; }
+
+packages:
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		echo "Installing from the distribution: $$(echo $$missing)"; \
+		$(SUDO) apt-get -qq -o DPkg::Lock::Timeout=300 update >/dev/null; \
+		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $$missing >/dev/null; \
+	fi
+
+format: toolchain
+	@cargo fmt --all --check
+
+lint: setup
+	@cargo clippy --locked --workspace --all-targets -- -D warnings
+
+unit: build $(VENV)/ready ## unit and property tests
+	@$(AS_ROOT) cargo test --locked --workspace --exclude cug-tests
+
+e2e: build ## end to end: real PAM, pcscd, cards, TLS and WireGuard on several hosts
+	@$(AS_ROOT) cargo test --locked -p cug-tests
+
+$(VENV)/ready: crates/cug-proto/tests/interop/setup
+	@crates/cug-proto/tests/interop/setup $(VENV)
+	@touch $@
+
+prove: toolchain ## the symbolic model of the protocol
+	@command -v verifpal >/dev/null || { echo "Installing the protocol checker (verifpal, some minutes)"; cargo install --locked --quiet --ignore-rust-version verifpal; }
+	@crates/cug-proto/model/run
+
+deny: toolchain ## licences, sources and advisories of every dependency
+	@command -v cargo-deny >/dev/null || { echo "Installing cargo-deny (some minutes)"; cargo install --locked --quiet cargo-deny; }
+	@cargo deny --offline --log-level error check licenses bans sources
+	@packaging/check-advisories
+
+clean:
+	@cargo clean

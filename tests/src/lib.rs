@@ -1,0 +1,32 @@
+//! The harness of the end-to-end tests and of the demo: hosts, a LAN, card readers and logins, all real and all disposable.
+//!
+//! * [`space`]: a host in namespaces of its own, with a private copy-on-write view of the machine's files.
+//! * [`lan`]: the Ethernet between them.
+//! * [`server`]: a host that runs `cug-server`.
+//! * [`terminal`]: a host with a card reader, `pcscd`, `cugd` and a PAM stack.
+//! * [`card`]: cards and media, and the processes that play them.
+//! * [`login`]: a login through real libpam, step by step.
+//! * [`probe`]: who reaches whom, and what a host has left over.
+//! * [`capture`]: what crossed the LAN.
+//! * [`memory`]: what a process holds in its memory.
+//! * [`script`]: a terminal and a server that follow a script instead of the protocol.
+//! * [`world`]: the patent's example: one server, four terminals, four users, two groups.
+//! * [`wait`], [`process`], [`paths`]: deadlines, children, where things are.
+//!
+//! It needs root, and nothing of the machine changes: every host is a process tree in its own mount, network, PID, UTS and IPC namespaces
+//! that ends when the process that made it ends, however that happens.
+
+pub mod capture;
+pub mod card;
+pub mod lan;
+pub mod login;
+pub mod memory;
+pub mod paths;
+pub mod probe;
+pub mod process;
+pub mod script;
+pub mod server;
+pub mod space;
+pub mod terminal;
+pub mod wait;
+pub mod world;
