@@ -210,13 +210,21 @@ async fn connections_that_do_nothing_are_limited_by_source() {
     for _ in 0..4 {
         idle.push(a.connect(&server).await);
     }
-    let refused = tokio::net::TcpStream::connect(server.address()).await.unwrap();
-    let mut byte = [0];
-    assert_eq!(tokio::io::AsyncReadExt::read(&mut { refused }, &mut byte).await.unwrap_or(0), 0, "served nevertheless");
+    let mut refused = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+    let start = clock::monotonic();
+    assert_eq!(tokio::io::AsyncReadExt::read(&mut refused, &mut [0]).await.unwrap_or(0), 0);
+    assert!(start.elapsed().as_secs() < 5, "refused at once, not by the deadline of a login");
     drop(idle);
+    // The places come back when the server has noticed that the connections are gone.
     let deadline = clock::monotonic() + PATIENCE;
-    while tokio::net::TcpStream::connect(server.address()).await.is_err() {
-        assert!(clock::monotonic() < deadline);
+    loop {
+        let mut stream = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+        let mut byte = [0];
+        let closed = tokio::io::AsyncReadExt::read(&mut stream, &mut byte);
+        if tokio::time::timeout(std::time::Duration::from_millis(200), closed).await.is_err() {
+            break;
+        }
+        assert!(clock::monotonic() < deadline, "no place came back");
     }
 }
 

@@ -136,6 +136,7 @@ async fn joining_and_leaving_take_effect_at_once() {
     let joined = tc.take_key().await;
     assert_eq!(joined.name.as_str(), "VPN1");
     assert!(joined.key.matches(ta.grant.groups[0].key.expose()));
+    assert!(matches!(tc.next().await, ServerMessage::Activate(KeyAck { epoch: 1, .. })), "to be used at once");
     let members = tc.peers().await;
     assert_eq!((members.full, users(&members.present)), (true, vec!["USER-A", "USER-B"]));
     let ports = vec![GroupPort { group: joined.id, port: 7 }];

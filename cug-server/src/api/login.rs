@@ -6,14 +6,20 @@ use cug_proto::{
     ProtocolError,
     frame::{self, HEADER_LEN},
     login::Transcript,
-    message::{Challenge, ClientMessage, Hello, SealedOutcome, ServerMessage},
+    message::{Challenge, ClientMessage, Hello, SealedOutcome, ServerMessage, Unavailable},
 };
 use std::{net::IpAddr, sync::Arc, time::Duration};
+
+/// Between `Challenge` and `Login` a person types ID, PIN and password. The connections that wait are bounded in number, per source too.
+const TYPING_TIME: Duration = Duration::from_secs(120);
+
+/// For the server's own work, waiting for the user's turn and for the password queue included.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// For the acknowledgement of a grant.
 const ACK_TIME: Duration = Duration::from_secs(5);
 
-/// Runs a login after its `Hello`. The caller bounds the time.
+/// Runs a login after its `Hello`. Every wait is bounded.
 pub(super) async fn run(
     service: &Arc<Service>,
     mut reader: Reader,
@@ -32,9 +38,11 @@ pub(super) async fn run(
     super::frames::send_frame(&mut writer, &challenge).await?;
     let transcript = Transcript::new(hello_body, challenge.get(HEADER_LEN..).unwrap_or_default());
 
-    let login = reader.next().await?;
+    let login = tokio::time::timeout(TYPING_TIME, reader.next()).await.map_err(|_| ConnectionError::Deadline)??;
     let ClientMessage::Login(login) = frame::decode(&login)? else { return Err(ProtocolError::OutOfOrder.into()) };
-    let granted = match service.login(challenged, &transcript, &login, exporter).await {
+    let answer = service.login(challenged, &transcript, &login, exporter);
+    let answer = tokio::time::timeout(ANSWER_TIME, answer).await.unwrap_or(Answer::Unavailable(Unavailable::Busy(1)));
+    let granted = match answer {
         Answer::Rejected => return say(&mut writer, ServerMessage::Rejected).await,
         Answer::Unavailable(unavailable) => return say(&mut writer, ServerMessage::Unavailable(unavailable)).await,
         Answer::Outcome(sealed, granted) => {

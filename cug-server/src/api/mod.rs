@@ -28,9 +28,10 @@ use tokio::{
     sync::watch,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use zeroize::Zeroizing;
 
-/// For the whole of a login, the TLS handshake included; also for an `Attach` to come.
-const LOGIN_TIME: Duration = Duration::from_secs(10);
+/// For the TLS handshake and the first message.
+const HELLO_TIME: Duration = Duration::from_secs(10);
 
 /// How long the listener rests when the system has no more file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -109,20 +110,27 @@ impl Api {
     }
 
     async fn connection(&self, stream: TcpStream, source: IpAddr, admitted: Admitted) -> Result<()> {
-        let opened = tokio::time::timeout(LOGIN_TIME, self.open(stream, source)).await;
-        let Some((reader, writer, attached)) = opened.map_err(|_| ConnectionError::Deadline)?? else { return Ok(()) };
+        let greeting = tokio::time::timeout(HELLO_TIME, self.greet(stream)).await;
+        let greeting = greeting.map_err(|_| ConnectionError::Deadline)??;
+        let Some((reader, writer, attached)) = self.open(greeting, source).await? else { return Ok(()) };
         drop(admitted);
         channel::run(&self.service, reader, writer, attached, source).await
     }
 
-    /// Up to the end of a login (`None`), or up to a proven `Attach`.
-    async fn open(&self, stream: TcpStream, source: IpAddr) -> Result<Option<(Reader, Writer, channel::Opened)>> {
+    /// The TLS handshake, and the first message's body.
+    async fn greet(&self, stream: TcpStream) -> Result<Greeting> {
         stream.set_nodelay(true)?;
         let tls = self.acceptor.accept(stream).await?;
         let exporter = tls.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None)?;
-        let (reader, mut writer) = tokio::io::split(tls);
+        let (reader, writer) = tokio::io::split(tls);
         let mut reader = FrameReader::new(reader, frame::MAX_LOGIN);
         let first = reader.next().await?;
+        Ok(Greeting { reader, writer, exporter, first })
+    }
+
+    /// Up to the end of a login (`None`), or up to a proven `Attach`.
+    async fn open(&self, greeting: Greeting, source: IpAddr) -> Result<Option<(Reader, Writer, channel::Opened)>> {
+        let Greeting { reader, mut writer, exporter, first } = greeting;
         match frame::decode(&first)? {
             ClientMessage::Hello(hello) => {
                 if version_fits(hello.version, &mut writer).await? {
@@ -140,6 +148,14 @@ impl Api {
             _ => Err(ProtocolError::OutOfOrder.into()),
         }
     }
+}
+
+/// A connection whose first message has come.
+struct Greeting {
+    reader: Reader,
+    writer: Writer,
+    exporter: [u8; 32],
+    first: Zeroizing<Vec<u8>>,
 }
 
 async fn version_fits(version: u16, writer: &mut Writer) -> Result<bool> {

@@ -43,6 +43,8 @@ enum Command {
     Init(serve::Init),
     /// Run the server
     Serve,
+    /// Print what a terminal's /etc/cug/cugd.toml must hold: where the server is, and whom to trust
+    TerminalConfig(serve::TerminalConfig),
     /// Users
     #[command(subcommand)]
     User(user::Command),
@@ -75,6 +77,7 @@ fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
     match cli.command {
         Command::Init(init) => init.run(&config, output),
         Command::Serve => serve::run(config),
+        Command::TerminalConfig(terminal) => terminal.run(&config, output),
         Command::User(command) => command.run(&config, output),
         Command::Group(command) => ask(&config, output, &command.request()),
         Command::Card(command) => command.run(&config, output),

@@ -27,6 +27,15 @@ impl Output {
         }
     }
 
+    /// The lines of a terminal's configuration. A JSON string or array of strings is also a TOML one.
+    pub(super) fn terminal_config(&self, servers: &[String], ca_pin: &str) -> Result<()> {
+        let (servers, pins) = (serde_json::json!(servers), serde_json::json!([ca_pin]));
+        if self.json {
+            return self.value(&serde_json::json!({ "servers": servers, "ca-pins": pins }));
+        }
+        self.text(&format!("servers = {servers}\nca-pins = {pins}\n"))
+    }
+
     /// A sentence about what went wrong, on standard error.
     pub(super) fn error(&self, sentence: &str) {
         let line = if self.json {

@@ -1,7 +1,7 @@
 //! `init` and `serve`.
 
 use super::output::Output;
-use crate::{admin, config::Config, server::Server};
+use crate::{admin, config::Config, keys::Keys, server::Server};
 use anyhow::{Context, Result};
 use std::{io::IsTerminal, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +23,22 @@ impl Init {
     pub(super) fn run(&self, config: &Config, output: &Output) -> Result<ExitCode> {
         admin::initialise(config, &self.name)?;
         output.done(&format!("{} is ready; its directory keys must be in your backup", config.state_dir.display()))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[derive(clap::Args)]
+pub(super) struct TerminalConfig {
+    /// Where terminals reach the management servers, as HOST or HOST:PORT, the preferred one first
+    #[arg(required = true, value_name = "SERVER")]
+    servers: Vec<String>,
+}
+
+impl TerminalConfig {
+    pub(super) fn run(&self, config: &Config, output: &Output) -> Result<ExitCode> {
+        let pin = Keys::ca_pin(&config.state_dir)?;
+        let digits: String = pin.iter().map(|byte| format!("{byte:02x}")).collect();
+        output.terminal_config(&self.servers, &digits)?;
         Ok(ExitCode::SUCCESS)
     }
 }

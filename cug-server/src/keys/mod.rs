@@ -62,6 +62,19 @@ impl Keys {
         Ok(Self { ca, server_object, envelope, envelope_id: *object.envelope_key().key_id(), storage, decoys, dir })
     }
 
+    /// SHA-256 of the public key of a state directory's CA: what terminals must be told.
+    ///
+    /// # Errors
+    /// [`KeyError`]
+    pub fn ca_pin(state_dir: &Path) -> Result<trust::CaPin, KeyError> {
+        let dir = state_dir.join("keys");
+        if !dir.is_dir() {
+            return Err(KeyError::NotInitialised(state_dir.into()));
+        }
+        let file = dir.join("ca.pem");
+        trust::spki_sha256(&certify::read_certificate(&file)?).map_err(|_| KeyError::bad(&file))
+    }
+
     /// The server object for cards: a DER certificate.
     pub fn server_object(&self) -> &[u8] {
         &self.server_object

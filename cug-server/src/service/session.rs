@@ -102,8 +102,8 @@ impl Service {
         if stale {
             messages.push(seal(&view.active)?);
         }
-        // A group that is new to the terminal is used at once; any other epoch needs the word.
-        if view.known || (stale && view.has_epoch > 0) {
+        // Also when it was said before: the terminal may have missed it, and for a known epoch it changes nothing.
+        if stale || view.known {
             messages.push(ServerMessage::Activate(active));
         }
         if let Some(pending) = view.pending.as_ref().filter(|p| p.epoch > view.has_epoch) {
