@@ -5,7 +5,7 @@ use cug_tests::lan::{Lan, address4, address6};
 use cug_tests::login::Script;
 use cug_tests::probe::{self, Echo, NetState};
 use cug_tests::space::{Space, scenario};
-use cug_tests::{paths, terminal, wait};
+use cug_tests::{accounts, paths, wait};
 use std::fs;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ fn a_host_changes_nothing_of_this_machine() {
     scenario("harness-files", |logs| {
         let before = fs::read("/etc/passwd")?;
         let host = Space::new("files", logs)?;
-        terminal::accounts(&host)?;
+        accounts::make(&host)?;
         host.write("/usr/lib/cug-was-here", "x", 0o644)?;
         host.run("sh", &["-c", "rm -rf /etc/pam.d && logger -t proof words-for-the-log; hostname changed"])?.ok()?;
         assert!(fs::read_to_string(host.path("/etc/passwd"))?.contains("USER-A"));
@@ -111,13 +111,13 @@ fn children(parent: i32) -> Vec<(i32, String)> {
 fn the_login_program_logs_in_through_pam() {
     scenario("harness-pam", |logs| {
         let host = Space::new("pam", logs)?;
-        terminal::accounts(&host)?;
+        accounts::make(&host)?;
         host.write(
             "/etc/pam.d/plain",
             "auth required pam_unix.so\naccount required pam_unix.so\nsession required pam_unix.so\n",
             0o644,
         )?;
-        let (user, password) = terminal::LOCAL_USER;
+        let (user, password) = accounts::LOCAL_USER;
         let script = Script::new(user).service("plain");
         let mut login = cug_tests::login::Login::start(&host, &script.clone().password(password))?;
         login.open()?;

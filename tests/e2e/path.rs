@@ -3,12 +3,13 @@
 use crate::support::{SOON, does_not_reach, overlay, reaches, wait_seats};
 use anyhow::ensure;
 use cug_cards::{OwnOptions, PinPolicy};
+use cug_tests::accounts::LOCAL_USER;
 use cug_tests::capture::Capture;
 use cug_tests::card::{Kind, PivCard};
 use cug_tests::login::Script;
 use cug_tests::probe::{self, Echo};
 use cug_tests::space::scenario;
-use cug_tests::terminal::{LOCAL_USER, MEDIUM};
+use cug_tests::terminal::MEDIUM;
 use cug_tests::wait;
 use cug_tests::world::World;
 use std::path::Path;

@@ -30,8 +30,8 @@ fn nothing_secret_is_left_in_memory_after_the_card_was_pulled() {
     scenario("secrets-memory", |logs| {
         let lan = Lan::new(logs)?;
         let server_host = ServerHost::new(&lan, logs)?;
-        let mut terminal = Terminal::ready(&lan, logs, 1)?;
         let authority = Authority::new()?;
+        let mut terminal = Terminal::ready(&lan, logs, 1, &authority.ca_pin()?)?;
         let (card, key) = authority.card()?;
         let server = ScriptedServer::start(server_host.space(), authority, key)?;
         let in_reader = terminal.insert(card)?;
@@ -138,8 +138,9 @@ fn a_member_that_was_slipped_in_gets_no_handshake() {
     scenario("secrets-tampered", |logs| {
         let lan = Lan::new(logs)?;
         let server_host = ServerHost::new(&lan, logs)?;
-        let (one, two) = (Terminal::ready(&lan, logs, 1)?, Terminal::ready(&lan, logs, 2)?);
         let authority = Authority::new()?;
+        let pin = authority.ca_pin()?;
+        let (one, two) = (Terminal::ready(&lan, logs, 1, &pin)?, Terminal::ready(&lan, logs, 2, &pin)?);
         let (card_one, key_one) = authority.card()?;
         let mut server = ScriptedServer::start(server_host.space(), authority, key_one)?;
         let _one_card = one.insert(card_one)?;

@@ -56,18 +56,19 @@ struct Stage {
     _lan: Lan,
 }
 
-fn stage(logs: &std::path::Path) -> anyhow::Result<Stage> {
+fn stage(logs: &std::path::Path, trusts: &Authority) -> anyhow::Result<Stage> {
     let lan = Lan::new(logs)?;
     let server = ServerHost::new(&lan, logs)?;
-    let terminal = Terminal::ready(&lan, logs, 1)?;
+    let terminal = Terminal::ready(&lan, logs, 1, &trusts.ca_pin()?)?;
     Ok(Stage { server, terminal, _lan: lan })
 }
 
 #[test]
 fn another_server_gets_nothing() {
     scenario("server-other-key", |logs| {
-        let Stage { server, terminal, _lan } = stage(logs)?;
-        let (card, key) = Authority::new()?.card()?;
+        let authority = Authority::new()?;
+        let Stage { server, terminal, _lan } = stage(logs, &authority)?;
+        let (card, key) = authority.card()?;
         let impostor = ScriptedServer::start(server.space(), Authority::new()?, key)?;
         let _card = terminal.insert(card)?;
         let login = terminal.login(&Script::new("USER-A").password("passwd1"))?;
@@ -78,11 +79,27 @@ fn another_server_gets_nothing() {
     });
 }
 
+/// A card and a server of somebody's own, who would thus be let in as anybody.
+#[test]
+fn a_card_of_another_organisation_is_not_listened_to() {
+    scenario("server-foreign-card", |logs| {
+        let Stage { server, terminal, _lan } = stage(logs, &Authority::new()?)?;
+        let foreign = Authority::new()?;
+        let (card, key) = foreign.card()?;
+        let impostor = ScriptedServer::start(server.space(), foreign, key)?;
+        let _card = terminal.insert(card)?;
+        let refusal = refused_at(&terminal, terminal.login(&Script::new("USER-A").password("passwd1"))?, "card")?;
+        ensure!(refusal.step == "authenticate", "{refusal:?}");
+        ensure!(!impostor.was_called()?, "the terminal talked to the server that a foreign card names");
+        Ok(())
+    });
+}
+
 #[test]
 fn a_server_that_breaks_off_or_talks_nonsense() {
     scenario("server-nonsense", |logs| {
-        let Stage { server, terminal, _lan } = stage(logs)?;
         let authority = Authority::new()?;
+        let Stage { server, terminal, _lan } = stage(logs, &authority)?;
         let (card, key) = authority.card()?;
         let script_server = ScriptedServer::start(server.space(), authority, key)?;
         let _card = terminal.insert(card)?;
@@ -128,8 +145,8 @@ fn a_server_that_breaks_off_or_talks_nonsense() {
 #[test]
 fn nonsense_on_the_session_channel() {
     scenario("server-channel-nonsense", |logs| {
-        let Stage { server, mut terminal, _lan } = stage(logs)?;
         let authority = Authority::new()?;
+        let Stage { server, mut terminal, _lan } = stage(logs, &authority)?;
         let (card, key) = authority.card()?;
         let script_server = ScriptedServer::start(server.space(), authority, key)?;
         let in_reader = terminal.insert(card)?;
@@ -168,8 +185,8 @@ fn nonsense_on_the_session_channel() {
 #[test]
 fn a_grant_whose_channel_never_stands_opens_nothing() {
     scenario("server-no-channel", |logs| {
-        let Stage { server, terminal, _lan } = stage(logs)?;
         let authority = Authority::new()?;
+        let Stage { server, terminal, _lan } = stage(logs, &authority)?;
         let (card, key) = authority.card()?;
         let script_server = ScriptedServer::start(server.space(), authority, key)?;
         let _card = terminal.insert(card)?;

@@ -2,10 +2,11 @@
 
 use crate::support::{SOON, wait_seats};
 use anyhow::{Context, ensure};
+use cug_tests::accounts::SERVICE;
 use cug_tests::card::PIN;
+use cug_tests::office::Office;
 use cug_tests::process;
 use cug_tests::space::scenario;
-use cug_tests::terminal::{Office, SERVICE};
 use cug_tests::wait;
 use cug_tests::world::World;
 use cug_tests::{card, terminal};

@@ -3,6 +3,8 @@
 //! * [`space`]: a host in namespaces of its own, with a private copy-on-write view of the machine's files.
 //! * [`lan`]: the Ethernet between them.
 //! * [`server`]: a host that runs `cug-server`.
+//! * [`accounts`]: who may log in on a host, and how.
+//! * [`office`]: pcscd and a reader.
 //! * [`terminal`]: a host with a card reader, `pcscd`, `cugd` and a PAM stack.
 //! * [`card`]: cards and media, and the processes that play them.
 //! * [`login`]: a login through real libpam, step by step.
@@ -16,11 +18,13 @@
 //! It needs root, and nothing of the machine changes: every host is a process tree in its own mount, network, PID, UTS and IPC namespaces
 //! that ends when the process that made it ends, however that happens.
 
+pub mod accounts;
 pub mod capture;
 pub mod card;
 pub mod lan;
 pub mod login;
 pub mod memory;
+pub mod office;
 pub mod paths;
 pub mod probe;
 pub mod process;

@@ -31,7 +31,7 @@ impl Script {
     /// `user` logs in at the console; without any answer.
     pub fn new(user: &str) -> Self {
         Self {
-            service: crate::terminal::SERVICE.into(),
+            service: crate::accounts::SERVICE.into(),
             user: Some(user.into()),
             tty: "tty1".into(),
             rhost: None,

@@ -3,8 +3,10 @@
 use crate::lan::{self, Cable, Lan};
 use crate::process::{self, Daemon, Finished};
 use crate::space::{RUN_LIMIT, Space};
-use crate::{paths, terminal, wait};
+use crate::{accounts, paths, wait};
 use anyhow::Context;
+use cug_proto::trust::CaPin;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
@@ -46,7 +48,7 @@ impl ServerHost {
     pub fn new(lan: &Lan, logs: &Path) -> anyhow::Result<Self> {
         let space = Space::new("server", logs)?;
         let cable = lan.connect(&space, NUMBER)?;
-        terminal::accounts(&space)?;
+        accounts::make(&space)?;
         space.write("/etc/cug/server.toml", CONFIG, 0o600)?;
         Ok(Self { space, serving: None, cable })
     }
@@ -172,6 +174,15 @@ impl ServerHost {
         let all: Vec<&OsStr> = [OsStr::new("--json")].into_iter().chain(args.iter().map(AsRef::as_ref)).collect();
         let text = self.run(&all)?;
         serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+
+    /// The organisation's CA, as `cugd.toml` wants it: from the CA's certificate.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn ca_pin(&self) -> anyhow::Result<CaPin> {
+        let pem = std::fs::read(self.space.path(format!("{STATE}/keys/ca.pem"))).context("the CA's certificate")?;
+        Ok(cug_proto::trust::spki_sha256(&CertificateDer::from_pem_slice(&pem)?)?)
     }
 
     /// Adds a user, with this password.

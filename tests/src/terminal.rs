@@ -7,33 +7,13 @@ use crate::probe::NetState;
 use crate::process::Daemon;
 use crate::server::ServerHost;
 use crate::space::Space;
-use crate::{paths, wait};
+use crate::{accounts, office, paths, wait};
 use anyhow::{Context, ensure};
+use cug_proto::trust::CaPin;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// PAM service of the login program of the harness; `login`, `su` and the rest have the same stack.
-pub const SERVICE: &str = "cug-login";
-
-/// A local account that is no member of anything, and its password.
-pub const LOCAL_USER: (&str, &str) = ("porter", "local-passwd");
-
-/// root's password.
-pub const ROOT_PASSWORD: &str = "root-passwd";
-
-/// `LOCAL_USER.1` and `ROOT_PASSWORD` for shadow(5), so that no crypt(3) is needed here (`openssl passwd -6`).
-const LOCAL_HASH: &str =
-    "$6$cugLocalSalt$NEl6KeRZM2xaB8jd5jl22iI52TEwnbEUbvzk4Rk88TyIVzxladF2J5IWk/cpRnEcqX15kTRwCxZ2KV6kFHR4j1";
-const ROOT_HASH: &str =
-    "$6$cugRootSalt$Bz5/cXS7VtiS.BpU0EnpyGmvgMm3PNd4MLJZ/Cg/agHhaEoz5NmX.7IObQOZ0cvOEK8ybiT9HEt0gNiDzON6M.";
-
-/// The members of the patent's example, and some more; upper case as in the patent.
-pub const USERS: [&str; 8] = ["USER-A", "USER-B", "USER-C", "USER-D", "USER-E", "USER-F", "USER-G", "USER-H"];
-
-/// Where the first reader takes cards.
-const READER: &str = "/run/reader0.sock";
 
 /// How long a daemon may take to come up.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -50,20 +30,21 @@ pub struct Terminal {
     pcscd: Option<Daemon>,
     cugd: Option<Daemon>,
     untouched: NetState,
+    trusts: CaPin,
 }
 
 impl Terminal {
-    /// Makes terminal number `number` (10.0.0.N) with an empty reader and pcscd; cugd is not started.
+    /// Makes terminal number `number` (10.0.0.N) of the organisation with this CA, with an empty reader and pcscd; cugd is not started.
     ///
     /// # Errors
     /// As [`Space::new`], or when pcscd does not come up.
-    pub fn new(lan: &Lan, logs: &Path, number: u8) -> anyhow::Result<Self> {
+    pub fn new(lan: &Lan, logs: &Path, number: u8, trusts: &CaPin) -> anyhow::Result<Self> {
         let space = Space::new(&format!("terminal{number}"), logs)?;
         let cable = lan.connect(&space, number)?;
-        accounts(&space)?;
-        pam_stack(&space)?;
+        accounts::make(&space)?;
+        accounts::pam_stack(&space)?;
         let untouched = NetState::of(&space)?;
-        let mut terminal = Self { space, cable, number, pcscd: None, cugd: None, untouched };
+        let mut terminal = Self { space, cable, number, pcscd: None, cugd: None, untouched, trusts: *trusts };
         terminal.configure("")?;
         terminal.start_pcscd()?;
         Ok(terminal)
@@ -73,8 +54,8 @@ impl Terminal {
     ///
     /// # Errors
     /// As [`Terminal::new`], or when cugd does not come up.
-    pub fn ready(lan: &Lan, logs: &Path, number: u8) -> anyhow::Result<Self> {
-        let mut terminal = Self::new(lan, logs, number)?;
+    pub fn ready(lan: &Lan, logs: &Path, number: u8, trusts: &CaPin) -> anyhow::Result<Self> {
+        let mut terminal = Self::new(lan, logs, number, trusts)?;
         terminal.start_cugd()?;
         Ok(terminal)
     }
@@ -94,7 +75,7 @@ impl Terminal {
         lan::address4(self.number)
     }
 
-    /// Writes cugd.toml: the one server, and these lines.
+    /// Writes cugd.toml: the one server, the organisation, and these lines.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -105,7 +86,9 @@ impl Terminal {
             format!("servers = [\"{}\"]\n", ServerHost::address())
         };
         let wait = if lines.contains("card-wait-seconds") { "" } else { "card-wait-seconds = 3\n" };
-        self.space.write("/etc/cug/cugd.toml", format!("{server}{wait}{lines}\n"), 0o644)
+        let pin: String = self.trusts.iter().map(|byte| format!("{byte:02x}")).collect();
+        let trusts = format!("ca-pins = [\"{pin}\"]\n");
+        self.space.write("/etc/cug/cugd.toml", format!("{server}{trusts}{wait}{lines}\n"), 0o644)
     }
 
     /// Starts pcscd with one reader.
@@ -113,7 +96,7 @@ impl Terminal {
     /// # Errors
     /// When the reader does not appear.
     pub fn start_pcscd(&mut self) -> anyhow::Result<()> {
-        self.pcscd = Some(pcscd(&self.space)?.0);
+        self.pcscd = Some(office::pcscd(&self.space)?.0);
         Ok(())
     }
 
@@ -135,7 +118,7 @@ impl Terminal {
 
     /// The reader's socket, for cards.
     pub fn reader(&self) -> PathBuf {
-        self.space.path(READER)
+        self.space.path(office::READER)
     }
 
     /// Name of the reader in PC/SC.
@@ -265,7 +248,7 @@ impl Terminal {
     /// # Errors
     /// When one of them cannot.
     pub fn locals_can_log_in(&self) -> anyhow::Result<()> {
-        for (user, password) in [("root", ROOT_PASSWORD), LOCAL_USER] {
+        for (user, password) in [("root", accounts::ROOT_PASSWORD), accounts::LOCAL_USER] {
             self.log_in(user, password).with_context(|| format!("{user} cannot log in"))?.close()?;
         }
         Ok(())
@@ -309,120 +292,4 @@ impl Terminal {
     pub fn into_parts(self) -> (Space, Vec<Daemon>) {
         (self.space, self.pcscd.into_iter().chain(self.cugd).collect())
     }
-}
-
-/// The desk where cards are issued: a pcscd and a reader on the server's host, for as long as this lives.
-pub struct Office {
-    _pcscd: Daemon,
-    reader: PathBuf,
-}
-
-impl Office {
-    /// Opens it.
-    ///
-    /// # Errors
-    /// When pcscd does not come up.
-    pub fn open(server: &ServerHost) -> anyhow::Result<Self> {
-        let (pcscd, reader) = pcscd(server.space())?;
-        Ok(Self { _pcscd: pcscd, reader })
-    }
-
-    /// The reader's socket, for cards.
-    pub fn reader(&self) -> PathBuf {
-        self.reader.clone()
-    }
-
-    /// Name of the reader in PC/SC.
-    pub fn reader_name(&self) -> String {
-        cug_cards::rig::reader_name(0)
-    }
-}
-
-/// Starts pcscd with one reader on a host: it, and the reader's socket.
-fn pcscd(space: &Space) -> anyhow::Result<(Daemon, PathBuf)> {
-    let readers = cug_cards::rig::reader_conf(&paths::built("libcug_ifd.so")?, &[PathBuf::from(READER)]);
-    space.write("/etc/cug-readers/reader.conf", readers, 0o644)?;
-    for old in [READER, "/run/pcscd/pcscd.comm", "/run/pcscd/pcscd.pid"] {
-        let _ = fs::remove_file(space.path(old));
-    }
-    let mut command = space.command("pcscd")?;
-    command.args(["--foreground", "--config", "/etc/cug-readers"]);
-    if knows_polkit() {
-        command.arg("--disable-polkit");
-    }
-    crate::card::detach(&mut command);
-    let mut daemon = space.daemon("pcscd", command)?;
-    let reader = space.path(READER);
-    wait::until("pcscd and its reader", START_LIMIT, || {
-        if reader.exists() && space.listens("/run/pcscd/pcscd.comm") {
-            return Some(Ok(()));
-        }
-        daemon.exited().map(|status| Err(anyhow::anyhow!("pcscd ended: {status}")))
-    })
-    .and_then(|up| up)
-    .with_context(|| daemon.log())?;
-    Ok((daemon, reader))
-}
-
-/// Debian 13's pcscd asks polkit, which these hosts do not have; Debian 12's does not know the option.
-fn knows_polkit() -> bool {
-    static KNOWS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    *KNOWS.get_or_init(|| {
-        let help = std::process::Command::new("pcscd").arg("--help").output();
-        help.is_ok_and(|help| {
-            [help.stdout, help.stderr].iter().any(|text| crate::memory::contains(text, b"--disable-polkit"))
-        })
-    })
-}
-
-/// The host's own accounts: the machine's system accounts, root, a local user, and the members without a password.
-///
-/// # Errors
-/// When the files cannot be written.
-pub fn accounts(space: &Space) -> anyhow::Result<()> {
-    let system = fs::read_to_string("/etc/passwd")?;
-    let id = |line: &str| line.split(':').nth(2).and_then(|id| id.parse::<u32>().ok());
-    let mut passwd = String::from("root:x:0:0:root:/root:/bin/sh\n");
-    let mut shadow = format!("root:{ROOT_HASH}:19000:0:99999:7:::\n");
-    for line in system.lines().filter(|line| id(line).is_some_and(|id| id != 0 && (id < 1000 || id == 65_534))) {
-        passwd += &format!("{line}\n");
-        shadow += &format!("{}:*:19000:0:99999:7:::\n", line.split(':').next().unwrap_or_default());
-    }
-    let mut group = fs::read_to_string("/etc/group")?;
-    let members = std::iter::once(LOCAL_USER.0).chain(USERS).zip(3001..);
-    for (name, number) in members {
-        let home = format!("/run/home/{name}");
-        passwd += &format!("{name}:x:{number}:{number}::{home}:/bin/sh\n");
-        group += &format!("{name}:x:{number}:\n");
-        let hash = if name == LOCAL_USER.0 { LOCAL_HASH } else { "!" };
-        shadow += &format!("{name}:{hash}:19000:0:99999:7:::\n");
-        fs::create_dir_all(space.path(&home))?;
-        std::os::unix::fs::chown(space.path(&home), Some(number), Some(number))?;
-    }
-    space.write("/etc/passwd", passwd, 0o644)?;
-    space.write("/etc/group", group, 0o644)?;
-    space.write("/etc/shadow", shadow, 0o640)
-}
-
-/// Every service has the stack that the packages install: members by card, root and local users by password.
-fn pam_stack(space: &Space) -> anyhow::Result<()> {
-    let module = paths::pam_modules()?.join("pam_cug.so");
-    space.write(&module.to_string_lossy(), "", 0o644)?;
-    let built = paths::built("libpam_cug.so")?;
-    let (from, to) = (built.to_string_lossy(), module.to_string_lossy());
-    space.run("mount", &["--bind", &from, &to])?.ok().context("pam_cug.so")?;
-    let stack = format!(
-        "auth     [success=done new_authtok_reqd=done ignore=ignore default=die] pam_cug.so exempt={local}\n\
-         auth     required pam_unix.so\n\
-         account  [success=ok new_authtok_reqd=ok ignore=ignore default=bad] pam_cug.so exempt={local}\n\
-         account  required pam_unix.so\n\
-         session  [success=ok ignore=ignore default=bad] pam_cug.so exempt={local}\n\
-         session  required pam_unix.so\n\
-         password required pam_unix.so\n",
-        local = LOCAL_USER.0
-    );
-    for service in [SERVICE, "login", "su", "su-l", "sudo", "other", "pamtester"] {
-        space.write(&format!("/etc/pam.d/{service}"), &stack, 0o644)?;
-    }
-    Ok(())
 }

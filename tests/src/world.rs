@@ -1,10 +1,11 @@
 //! The patent's example: one server, four terminals, USER-A to USER-D with passwd1 to passwd4, VPN1 = {A, B}, VPN2 = {C, D}.
 
+use crate::card;
 use crate::card::{Kind, MEDIUM_NOTE, PivCard};
 use crate::lan::Lan;
+use crate::office::Office;
 use crate::server::ServerHost;
 use crate::terminal::{MEDIUM, Terminal};
-use crate::{card, terminal};
 use anyhow::Context;
 use std::fs;
 use std::path::Path;
@@ -57,7 +58,9 @@ impl World {
             server.add_user(user, password)?;
             server.run(&["group", "join", group, user])?;
         }
-        let terminals = (1..=terminals).map(|number| Terminal::ready(&lan, logs, number)).collect::<Result<_, _>>()?;
+        let trusts = server.ca_pin()?;
+        let terminals =
+            (1..=terminals).map(|number| Terminal::ready(&lan, logs, number, &trusts)).collect::<Result<_, _>>()?;
         Ok(Self { terminals, server, lan })
     }
 
@@ -98,7 +101,7 @@ impl World {
     /// # Errors
     /// With what `cug-server` says.
     pub fn issue(&self, blank: PivCard, user: &str, options: &[&str]) -> anyhow::Result<PivCard> {
-        let office = terminal::Office::open(&self.server)?;
+        let office = Office::open(&self.server)?;
         let in_reader = card::InReader::insert(&office.reader(), blank)?;
         let reader = office.reader_name();
         let mut args = vec!["card", "issue", user, "--reader", &reader, "--pin-stdin"];

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use cug_cards::{Management, OwnCard, OwnOptions, host};
-use cug_proto::trust::{ALPN, SERVER_NAME};
+use cug_proto::trust::{ALPN, CaPin, SERVER_NAME, ServerObject};
 use rcgen::{
     BasicConstraints, CertificateParams, IsCa, Issuer, KeyIdMethod, KeyPair, PublicKeyData, SignatureAlgorithm,
 };
@@ -66,6 +66,14 @@ impl Authority {
             .with_single_cert(chain, key)?;
         tls.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Self { envelope_key, server_object, tls: Arc::new(tls) })
+    }
+
+    /// The CA, as `cugd.toml` wants it.
+    ///
+    /// # Errors
+    /// Never: the server object was made here.
+    pub fn ca_pin(&self) -> anyhow::Result<CaPin> {
+        Ok(*ServerObject::parse(&self.server_object)?.ca_pin())
     }
 
     /// TLS as the server.

@@ -72,6 +72,19 @@ impl ScriptedServer {
         Ok(tcp)
     }
 
+    /// Whether somebody has connected who was not accepted yet.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub fn was_called(&self) -> anyhow::Result<bool> {
+        self.listener.set_nonblocking(true)?;
+        match self.listener.accept() {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// The next login is another member's, with its own session and this host number in the overlay.
     ///
     /// # Errors

@@ -9,10 +9,11 @@ use cug_tests::card::{self, CardProcess};
 use cug_tests::lan::{Lan, address4};
 use cug_tests::login::{Login, Script};
 use cug_tests::memory::{self, Pattern};
+use cug_tests::office::Office;
 use cug_tests::probe::{self, ECHO_PORT, Echo};
 use cug_tests::script::{self, client::Member};
 use cug_tests::server::{ServerHost, Session};
-use cug_tests::terminal::{Office, Terminal};
+use cug_tests::terminal::Terminal;
 use cug_tests::wait;
 use cug_tests::world::{MEMBERS, password};
 use std::collections::BTreeMap;
@@ -56,7 +57,8 @@ impl Stage {
         })?;
         let terminals =
             screen.step("Four workstations: reader, pcscd, cugd and PAM each, 10.0.0.1 to 10.0.0.4", report, |_| {
-                (1..=4).map(|number| Terminal::ready(&lan, &files, number)).collect::<anyhow::Result<Vec<_>>>()
+                let trusts = server.ca_pin()?;
+                (1..=4).map(|number| Terminal::ready(&lan, &files, number, &trusts)).collect::<anyhow::Result<Vec<_>>>()
             })?;
         screen.step("Groups VPN1 = {A, B} and VPN2 = {C, D}, users with passwd1 to passwd4", report, |_| {
             people(&server)
