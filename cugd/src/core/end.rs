@@ -85,12 +85,18 @@ impl State {
     /// Ends the life of `user`'s session, if it lives. `answer` gets `Done` when the tunnel is down.
     pub(super) fn end(&mut self, now: Time, user: &UserId, end: &End, answer: Option<Token>, out: &mut Vec<Action>) {
         let lives = self.sessions.get(user).is_some_and(|session| session.stage.life().is_some());
+        let mut goodbye = Vec::new();
+        if lives && end.clear().is_some() && !self.has_link(user) {
+            // The card was faster than the first attachment, or the server was away: one try to tell it, within the farewell's time.
+            self.connect(user, &mut goodbye);
+        }
         if let Some(session) = self.sessions.get_mut(user).filter(|_| lives) {
             out.push(Action::info(&format!("session of {user} ended: {}", end.sentence())));
             let (fall, failed) = session.fall(now, user, end, out);
             for leader in failed {
                 self.release(user, leader, out);
             }
+            out.append(&mut goodbye);
             self.start_falling(now, fall, out);
         }
         if let Some(token) = answer {
@@ -104,6 +110,10 @@ impl State {
         if self.sessions.get(user).is_some_and(over) {
             self.sessions.remove(user);
         }
+    }
+
+    fn has_link(&self, user: &UserId) -> bool {
+        self.sessions.get(user).and_then(|session| session.stage.life()).is_some_and(|life| life.channel.link.is_some())
     }
 
     /// The server is told when the tunnel is down, or at once when there is none.

@@ -21,7 +21,8 @@
 //! * *Barred*: no secret, only the reason why the `Open` that follows a lost grant is refused.
 //!
 //! All secrets of a session are in its [`life::Life`], which is dropped, and thereby wiped, in the step that ends it. The order of an
-//! end is: tunnel down, watch stopped, secrets dropped; when the tunnel is down, the server is told (in bounded time).
+//! end is: tunnel down, watch stopped, secrets dropped; when the tunnel is down, the server is told (in bounded time). If the channel does
+//! not stand then, one connection is tried for that; it holds the session secret, which proves who says goodbye, for as long.
 //!
 //! While the server cannot be reached a session that is up stays up (P10), until the lease that the server gave has run out:
 //! then it ends (fail closed), because the server has told the others to drop this terminal.

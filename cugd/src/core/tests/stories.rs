@@ -63,6 +63,20 @@ fn log_in_and_out() {
 }
 
 #[test]
+fn a_card_that_is_faster_than_the_channel_is_still_told_to_the_server() {
+    let mut world = World::new();
+    world.prepare(user(0));
+    let (offer, _) = world.offers.pop().unwrap();
+    world.deliver(offer, vec![group(GROUP, 1)]);
+    world.watch_starts(Number(1));
+    world.card_pulled(Number(1));
+    let (&link, said) = world.links.iter().next().expect("a connection to say goodbye");
+    assert_eq!(said.farewell, Some(ClearReason::CardRemoved));
+    world.answer(link);
+    assert!(world.links.is_empty(), "the connection was for that only");
+}
+
+#[test]
 fn the_delivery_is_answered_when_the_card_is_watched() {
     let mut world = World::new();
     world.prepare(user(0));
