@@ -53,7 +53,7 @@ $(VENV)/ready: crates/cug-proto/tests/interop/setup
 	@touch $@
 
 prove: toolchain ## the symbolic model of the protocol
-	@command -v verifpal >/dev/null || { echo "Installing the protocol checker (verifpal, some minutes)"; cargo install --locked --quiet --ignore-rust-version verifpal; }
+	@command -v verifpal >/dev/null || { echo "Installing the protocol checker (verifpal, some minutes)"; cargo install --quiet --ignore-rust-version verifpal@1.6.7; }
 	@crates/cug-proto/model/run
 
 deny: toolchain ## licences, sources and advisories of every dependency
