@@ -14,6 +14,7 @@ use pam::{
 use std::ffi::{CString, c_char, c_int, c_void};
 use zeroize::Zeroizing;
 
+// SAFETY: as Linux-PAM's headers declare them (security/pam_modules.h, pam_ext.h).
 #[link(name = "pam")]
 unsafe extern "C" {
     fn pam_set_item(handle: *mut PamHandle, item: c_int, value: *const c_void) -> c_int;
@@ -28,6 +29,7 @@ struct ResolverHead {
     retry: c_int,
 }
 
+// SAFETY: as glibc's resolv.h declares them; the state is the calling thread's own.
 unsafe extern "C" {
     fn __res_init() -> c_int;
     fn __res_state() -> *mut ResolverHead;
