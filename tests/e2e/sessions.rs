@@ -138,6 +138,12 @@ fn a_cugd_killed_while_up_leaves_nothing_after_its_restart() {
         wait_seats(&world, &[("USER-A", 1)])?;
         world.terminal_mut(1).kill_cugd()?;
         world.terminal(1).locals_can_log_in()?;
+        // An embedded WireGuard goes with its process, one of the kernel stays: this is what it leaves.
+        world.terminal(1).space().ip(&[
+            "tuntap add dev cug0123456789 mode tun".into(),
+            "addr add 100.96.9.9/20 dev cug0123456789".into(),
+            "link set cug0123456789 up".into(),
+        ])?;
         world.terminal_mut(1).start_cugd()?;
         world.terminal(1).wait_clean(SOON)?;
         // Closing a session that the new daemon does not know must not hang or fail the logout.

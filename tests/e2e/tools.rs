@@ -3,7 +3,7 @@
 use crate::support::{SOON, wait_seats};
 use anyhow::{Context, ensure};
 use cug_tests::accounts::SERVICE;
-use cug_tests::card::PIN;
+use cug_tests::card::{Kind, PIN};
 use cug_tests::office::Office;
 use cug_tests::process;
 use cug_tests::space::scenario;
@@ -143,6 +143,10 @@ fn opensc_reads_the_issued_card() {
         let certificate = host.run("pkcs15-tool", &["--read-certificate", "3"])?.ok()?;
         let text = openssl(host, &["x509", "-noout", "-text"], &certificate)?;
         ensure!(text.contains("2048 bit"), "{text}");
+        if Kind::usual() != Kind::Own {
+            // yubico-piv-tool wants a card that answers Yubico's own commands.
+            return Ok(());
+        }
         // The server object, as the card's retired key certificate 1.
         let read = host.run("yubico-piv-tool", &["-r", "Cug", "-a", "read-certificate", "-s", "82"])?;
         let server = read.ok().context("yubico-piv-tool does not read the server object")?;

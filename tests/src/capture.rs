@@ -1,9 +1,9 @@
 //! What crosses the LAN.
 
 use crate::lan::{BRIDGE, Lan};
-use crate::paths;
 use crate::process::Daemon;
-use std::fs;
+use crate::{paths, wait};
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,12 +19,14 @@ impl Capture {
     /// # Errors
     /// When it does not come up.
     pub fn start(lan: &Lan, file: PathBuf) -> anyhow::Result<Self> {
-        let mut command = lan.space().net_command(paths::built("rig")?)?;
-        command.args(["capture", BRIDGE]).arg(&file);
+        let mut command = lan.space().command(paths::built("rig")?)?;
+        command.args(["capture", BRIDGE]);
         crate::card::detach(&mut command);
-        let mut daemon = lan.space().daemon("capture", command)?;
-        daemon.wait_log("ready", Duration::from_secs(10))?;
-        Ok(Self { file, _daemon: daemon })
+        let log = file.with_extension("log");
+        let daemon = Daemon::spawn_with("capture", command, File::create(&file)?, &log, true)?;
+        let capture = Self { file, _daemon: daemon };
+        wait::for_true("the capture to begin", Duration::from_secs(10), || !capture.is_empty())?;
+        Ok(capture)
     }
 
     /// Whether `bytes` crossed the LAN in clear, in one frame.

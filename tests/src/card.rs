@@ -101,13 +101,14 @@ impl InReader {
 /// A card that is played by a process of its own, with its state in a file: for the demo, whose cards may outlive it.
 pub struct CardProcess {
     state: PathBuf,
+    stays: bool,
     running: Option<Daemon>,
 }
 
 impl CardProcess {
-    /// A new card whose state will be in the file `state`.
-    pub fn new(state: &Path) -> Self {
-        Self { state: state.to_owned(), running: None }
+    /// A new card whose state will be in the file `state`. If it `stays`, it may outlive this process; else it goes with it.
+    pub fn new(state: &Path, stays: bool) -> Self {
+        Self { state: state.to_owned(), stays, running: None }
     }
 
     /// Puts it into the reader at `socket` and waits until the reader has taken it.
@@ -116,7 +117,10 @@ impl CardProcess {
     /// When the reader does not take it.
     pub fn insert(&mut self, socket: &Path) -> anyhow::Result<()> {
         let mut command = Command::new(paths::built("virtual-card")?);
-        command.arg("--socket").arg(socket).arg("--state").arg(&self.state).args(["--ignore-stdin", "--pin", PIN]);
+        command.arg("--socket").arg(socket).arg("--state").arg(&self.state).args(["--pin", PIN]);
+        if self.stays {
+            command.arg("--ignore-stdin");
+        }
         detach(&mut command);
         let log = self.state.with_extension("log");
         let _ = std::fs::remove_file(&log);

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-/// A running program whose output goes into a file. Dropping it kills it.
+/// A running program whose output goes into a file. Dropping it kills it. Its standard input is a pipe from here, so that a program that
+/// wants to can see the end of this process.
 pub struct Daemon {
     /// What it is called in messages.
     pub name: String,
@@ -25,12 +26,21 @@ impl Daemon {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn spawn(name: &str, mut command: Command, log: &Path, entered: bool) -> anyhow::Result<Self> {
+    pub fn spawn(name: &str, command: Command, log: &Path, entered: bool) -> anyhow::Result<Self> {
         let file = File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
+        Self::spawn_with(name, command, file, log, entered)
+    }
+
+    /// The same with standard output going into `out`, and only errors into `log`.
+    ///
+    /// # Errors
+    /// As [`Daemon::spawn`].
+    pub fn spawn_with(name: &str, mut command: Command, out: File, log: &Path, entered: bool) -> anyhow::Result<Self> {
+        let errors = File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
         let child = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
+            .stdin(Stdio::piped())
+            .stdout(out)
+            .stderr(errors)
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
         Ok(Self { name: name.to_owned(), child, log: log.to_owned(), entered })

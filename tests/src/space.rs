@@ -45,9 +45,12 @@ impl Space {
         let mut lines = BufReader::new(holder.stdout.take().context("stdout")?).lines();
         let mut line = || lines.next().transpose().ok().flatten().unwrap_or_default();
         let (pid, ready) = (line(), line());
+        // From here on it is ended when something goes wrong.
+        let space =
+            Self { name: name.to_owned(), holder, lifeline, pid: pid.parse().unwrap_or(0), logs: logs.to_owned() };
         let why = || fs::read_to_string(logs.join(format!("{name}.init"))).unwrap_or_default();
-        ensure!(ready == "ready", "host {name} did not start: {}", why());
-        Ok(Self { name: name.to_owned(), holder, lifeline, pid: pid.parse()?, logs: logs.to_owned() })
+        ensure!(space.pid != 0 && ready == "ready", "host {name} did not start (`{pid}`, `{ready}`): {}", why());
+        Ok(space)
     }
 
     /// Its name.

@@ -4,6 +4,11 @@ use crate::report::directory;
 use crate::screen::Screen;
 use crate::stage::Stage;
 
+/// Whether the stage is to be left standing.
+pub fn wanted() -> bool {
+    std::env::var_os("KEEP").is_some_and(|keep| !keep.is_empty() && keep != "0")
+}
+
 /// Lets everything run on after this process.
 pub fn leave(stage: Stage, screen: &Screen) -> anyhow::Result<()> {
     let Stage { logins, mut cards, echoes, capture, terminals, server, lan, .. } = stage;

@@ -90,7 +90,7 @@ fn play(screen: &Screen, report: &mut Report) -> anyhow::Result<()> {
     let took = started.elapsed();
     report.seconds = took.as_secs_f64();
     screen.summary(took);
-    if std::env::var_os("KEEP").is_some_and(|keep| !keep.is_empty() && keep != "0") {
+    if keep::wanted() {
         return keep::leave(stage, screen);
     }
     screen.step("Clearing the stage", report, |_| {

@@ -1,5 +1,6 @@
 //! The hosts, the cards and the people of the demo.
 
+use crate::keep;
 use crate::matrix::Matrix;
 use crate::report::{Report, directory};
 use crate::screen::{Screen, time};
@@ -247,7 +248,7 @@ fn issue(server: &mut ServerHost, files: &std::path::Path) -> anyhow::Result<BTr
     let office = Office::open(server)?;
     let mut cards = BTreeMap::new();
     for (user, _, _) in MEMBERS {
-        let mut card = CardProcess::new(&files.join(format!("{user}.card")));
+        let mut card = CardProcess::new(&files.join(format!("{user}.card")), keep::wanted());
         card.insert(&office.reader())?;
         let args = ["card", "issue", user, "--reader", &office.reader_name(), "--generate", "--pin-stdin"];
         server.run_with(&args, &format!("{}\n", card::PIN))?.ok().with_context(|| args.join(" "))?;

@@ -8,7 +8,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigHandler, Signal};
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -26,12 +26,17 @@ pub fn run(name: &str, log: &str) -> anyhow::Result<u8> {
             | CloneFlags::CLONE_NEWPID,
     )
     .context("no new namespaces; the end-to-end tests need root")?;
+    let (told, tell) = nix::unistd::pipe()?;
     if let Some(child) = ns::fork()? {
         println!("{child}");
         std::io::stdout().flush()?;
+        // Only now the child may speak on the same pipe.
+        drop((told, tell));
         nix::sys::wait::waitpid(child, None)?;
         return Ok(0);
     }
+    drop(tell);
+    File::from(told).read_to_end(&mut Vec::new())?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     ns::on_signal(Signal::SIGCHLD, SigHandler::SigIgn)?;
     nix::unistd::sethostname(name)?;
@@ -71,6 +76,8 @@ const PSEUDO: [&str; 20] = [
 /// A copy-on-write view of the machine's root; own /proc, /sys, /dev, /run and /tmp.
 fn files() -> anyhow::Result<()> {
     let none: Option<&str> = None;
+    let programs = std::env::current_exe()?.parent().context("no directory")?.to_owned();
+    let seen = File::open(&programs)?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     let others = fs::read_to_string("/proc/self/mountinfo")?;
     mount(Some("space"), "/tmp", Some("tmpfs"), MsFlags::empty(), none)?;
@@ -94,15 +101,29 @@ fn files() -> anyhow::Result<()> {
         }
     }
     devices("/tmp/root/dev")?;
+    mount(Some("run"), "/tmp/root/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
+    mount(Some("tmp"), "/tmp/root/tmp", Some("tmpfs"), MsFlags::empty(), Some("mode=1777"))?;
+    bind_programs(&programs, &seen)?;
     std::env::set_current_dir("/tmp/root")?;
     nix::unistd::pivot_root(".", ".")?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none)?;
     umount2(".", MntFlags::MNT_DETACH)?;
     std::env::set_current_dir("/")?;
     mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)?;
-    mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
-    mount(Some("tmp"), "/tmp", Some("tmpfs"), MsFlags::empty(), Some("mode=1777"))?;
     Ok(())
+}
+
+/// What was built is seen on the host too, also when the workspace lies below /tmp or somewhere else that the host has of its own.
+fn bind_programs(programs: &Path, seen: &File) -> anyhow::Result<()> {
+    let none: Option<&str> = None;
+    let to = Path::new("/tmp/root").join(programs.strip_prefix("/")?);
+    if to.join("rig").exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(&to)?;
+    // By its descriptor: its path is covered by now.
+    let from = format!("/proc/self/fd/{}", seen.as_raw_fd());
+    mount(Some(from.as_str()), &to, none, MsFlags::MS_BIND, none).with_context(|| programs.display().to_string())
 }
 
 /// Mount point of a line of mountinfo (proc(5)) that holds stored files and is not below what the host replaces.

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         ["pty", rest @ ..] => pty::run(rest),
         ["echo", port] => net::echo(port),
         ["exchange", address, limit_ms, payload] => net::exchange(address, limit_ms, payload),
-        ["capture", interface, file] => net::capture(interface, file),
+        ["capture", interface] => net::capture(interface),
         ["local", path] => net::local(path),
         _ => Err(anyhow::anyhow!("rig: init | enter | pty | echo | exchange | capture | local")),
     };

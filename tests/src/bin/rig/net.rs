@@ -2,7 +2,6 @@
 
 use anyhow::{Context, bail};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -62,19 +61,17 @@ pub fn local(path: &str) -> anyhow::Result<u8> {
 /// Linux cooked capture would hide the Ethernet header; this is LINKTYPE_ETHERNET.
 const PCAP_HEADER: [u32; 6] = [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65_535, 1];
 
-/// Writes every frame at `interface` to a pcap file, until it is killed. Prints `ready` when it listens.
-pub fn capture(interface: &str, file: &str) -> anyhow::Result<u8> {
-    let mut out = BufWriter::new(File::create(file)?);
-    for word in PCAP_HEADER {
-        out.write_all(&word.to_le_bytes())?;
-    }
-    out.flush()?;
+/// Writes every frame at `interface` to standard output as a pcap file, until it is killed. The header comes when it listens.
+pub fn capture(interface: &str) -> anyhow::Result<u8> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
     let socket =
         socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, nix::sys::socket::SockProtocol::EthAll)?;
     let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(16 << 20));
     promiscuous(&socket, nix::net::if_::if_nametoindex(interface)?)?;
-    println!("ready");
-    std::io::stdout().flush()?;
+    for word in PCAP_HEADER {
+        out.write_all(&word.to_le_bytes())?;
+    }
+    out.flush()?;
     let mut frame = vec![0; 65_536];
     loop {
         let length = nix::sys::socket::recv(socket.as_raw_fd(), &mut frame, nix::sys::socket::MsgFlags::empty())?;
