@@ -80,6 +80,11 @@ mod tests {
         bytes
     }
 
+    /// Single bytes of this value are in any pointer.
+    fn holds_a_key(memory: &[u8]) -> bool {
+        memory.windows(8).any(|bytes| bytes == [0xa7; 8])
+    }
+
     #[test]
     fn a_freed_block_is_wiped() {
         let layout = Layout::from_size_align(400, 8).unwrap();
@@ -94,29 +99,29 @@ mod tests {
         };
         for address in [old, moved] {
             // The allocator below keeps its own pointers in the first bytes.
-            assert!(!look(address + 32, 360).contains(&0xa7));
+            assert!(!holds_a_key(&look(address + 32, 360)));
         }
     }
 
+    /// A key at the far end of a deep frame, where no call of this test comes by.
     #[inline(never)]
     fn leave_a_key_behind() -> usize {
-        let mut key = [0xa7u8; 64];
-        black_box(&mut key);
-        &raw const key as usize
+        let mut frame = [0xa7u8; 256 * 1024];
+        black_box(&mut frame);
+        frame.as_ptr() as usize
     }
 
     #[test]
     fn the_stack_is_wiped() {
         let (before, after) = std::thread::spawn(|| {
             let address = leave_a_key_behind();
-            let mut before = [0u8; 64];
-            File::open("/proc/self/mem").unwrap().read_exact_at(&mut before, address as u64).unwrap();
+            let before = holds_a_key(&look(address, 64));
             scrub_stack();
-            (before.contains(&0xa7), look(address, 64).contains(&0xa7))
+            (before, holds_a_key(&look(address, 64)))
         })
         .join()
         .unwrap();
-        let _ = before; // depends on the compiler's frame layout
+        assert!(before, "the test would not see a key");
         assert!(!after);
     }
 }
