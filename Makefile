@@ -15,7 +15,7 @@ help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 demo: build ## the patent's own example: four terminals, two closed groups, real logins (KEEP=1 leaves it standing)
-	@$(SUDO) env KEEP="$(KEEP)" target/debug/demo
+	@$(SUDO) env CUG_BUILT=1 KEEP="$(KEEP)" target/debug/demo
 
 test: format lint unit e2e deny ## everything that must hold before a change lands
 
@@ -46,7 +46,9 @@ unit: build $(VENV)/ready ## unit and property tests
 	@$(AS_ROOT) cargo test --locked --workspace --exclude cug-tests
 
 e2e: build ## end to end: real PAM, pcscd, cards, TLS and WireGuard on several hosts
-	@$(AS_ROOT) cargo test --locked -p cug-tests
+	@CUG_BUILT=1 $(AS_ROOT) cargo test --locked -p cug-tests
+	@echo "The same with a card written by others (piv-authenticator):"
+	@CUG_BUILT=1 CUG_CARD=piv-authenticator $(AS_ROOT) cargo test --locked -p cug-tests --test e2e
 
 $(VENV)/ready: crates/cug-proto/tests/interop/setup
 	@crates/cug-proto/tests/interop/setup $(VENV)

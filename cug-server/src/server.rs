@@ -48,6 +48,8 @@ impl Server {
         let mut addresses = Vec::new();
         let service = Arc::new(Service::new(store.clone(), keys.clone(), config.clone(), handle.clone()));
         let api = Api::new(service, tls, stopped.clone());
+        // First the administrator's socket: who reads that the server listens may use any of its commands.
+        let socket = admin::listen(&config.admin_socket)?;
         for address in &config.listen {
             let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
             let address = listener.local_addr()?;
@@ -55,7 +57,6 @@ impl Server {
             addresses.push(address);
             tasks.spawn(api.clone().listen(listener));
         }
-        let socket = admin::listen(&config.admin_socket)?;
         let admins = admin::AdminService::new(store, keys, config, Some(handle));
         tasks.spawn(admin::serve(socket, Arc::new(admins), stopped));
         Ok(Self { addresses, stop, tasks, hub: tokio::spawn(hub.run()), _lock: lock })

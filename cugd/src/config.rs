@@ -23,7 +23,7 @@ const MAX_FILE: u64 = 64 * 1024;
 pub struct Config {
     /// `servers`: management servers, each `host:port`, at least one.
     pub servers: Vec<String>,
-    /// `ca-pins`: SHA-256 of the public keys of the organisation's CAs, at least one. `cug-server init` prints it.
+    /// `ca-pins`: SHA-256 of the public keys of the organisation's CAs, at least one. `cug-server terminal-config` prints them.
     pub ca_pins: Vec<CaPin>,
     /// `listen-ports`: UDP ports for WireGuard, one per session and group.
     pub listen_ports: RangeInclusive<u16>,

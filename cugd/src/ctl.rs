@@ -108,6 +108,7 @@ fn status_text(status: &Status) -> String {
     }
     for session in &status.sessions {
         let channel = match (session.attached, session.server_heard_ms) {
+            _ if session.state == "suspended" => "no tunnel; log in or unlock with the card to come back".to_owned(),
             (true, Some(ms)) => format!("server {} heard {} ago", session.server, age(ms)),
             (true, None) => format!("server {} attached", session.server),
             (false, Some(ms)) => format!("server {} AWAY, last heard {} ago", session.server, age(ms)),

@@ -125,7 +125,7 @@ impl Console {
 
 impl Drop for Console {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        process::kill_tree(self.child.id().cast_signed());
         let _ = self.child.wait();
     }
 }

@@ -126,7 +126,14 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if self.exited().is_none() {
+        if self.exited().is_some() {
+            return;
+        }
+        // The program first: `rig enter` ends when it has seen its end, so afterwards nothing of it is left, its sockets included.
+        let own = i32::try_from(self.child.id()).unwrap_or_default();
+        let program = if self.entered { child_of(own) } else { None };
+        let killed = program.is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok());
+        if !killed || self.wait(Duration::from_secs(5)).is_err() {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
@@ -176,7 +183,8 @@ pub fn run(mut command: Command, input: &[u8], limit: Duration) -> anyhow::Resul
         let err = scope.spawn(move || read_all(&mut stderr));
         let status = wait::until(&name, limit, || child.try_wait().ok().flatten());
         if status.is_err() {
-            let _ = child.kill();
+            // A set-uid program does not die with the one that started it, and would hold the pipes open.
+            kill_tree(i32::try_from(child.id()).unwrap_or_default());
             let _ = child.wait();
         }
         let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
@@ -188,6 +196,18 @@ fn read_all(pipe: &mut impl Read) -> String {
     let mut bytes = Vec::new();
     let _ = pipe.read_to_end(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// SIGKILL to a process and everything below it.
+pub fn kill_tree(pid: i32) {
+    while let Some(child) = child_of(pid).filter(|_| pid > 1) {
+        kill_tree(child);
+        if child_of(pid) == Some(child) {
+            // Killed, and waited for by nobody but its parent: stop here.
+            break;
+        }
+    }
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
 /// A child process of `parent`, if it has one.

@@ -88,6 +88,11 @@ impl ServerHost {
         {
             let _one_at_a_time = MADE.lock().unwrap_or_else(PoisonError::into_inner);
             if !made.exists() {
+                for old in std::fs::read_dir(paths::log_base())?.flatten() {
+                    if old.file_name().to_string_lossy().starts_with("organisation-") {
+                        let _ = std::fs::remove_dir_all(old.path());
+                    }
+                }
                 self.run(&["init", "--name", "Example Hospital"])?;
                 let unfinished = made.with_extension(std::process::id().to_string());
                 copy_all(&self.space.path(STATE), &unfinished)?;

@@ -22,7 +22,11 @@ fn organisation(name: &str) -> Result<String, &'static str> {
 impl Init {
     pub(super) fn run(&self, config: &Config, output: &Output) -> Result<ExitCode> {
         admin::initialise(config, &self.name)?;
-        output.done(&format!("{} is ready; its directory keys must be in your backup", config.state_dir.display()))?;
+        output.done(&format!(
+            "{} is ready; its directory keys must be in your backup. \
+             `cug-server terminal-config SERVER` prints what terminals need",
+            config.state_dir.display()
+        ))?;
         Ok(ExitCode::SUCCESS)
     }
 }
