@@ -155,7 +155,7 @@ fn nonsense_on_the_session_channel() {
         let mut channel = script_server.attach(nobody())?;
         login.open()?;
         let before = terminal.tunnels();
-        let forged = SealedGroup { group: GROUP, epoch: 2, sealed: random::<80>()?.to_vec() };
+        let forged = SealedGroup { group: GROUP, epoch: 2, sealed: random::<80>()?.to_vec(), nonce: random()? };
         let frames: [(&str, Vec<u8>); 5] = [
             ("too long", vec![0xff; 8]),
             ("noise", [&[0, 0, 0, 32][..], &random::<32>()?].concat()),

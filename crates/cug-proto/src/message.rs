@@ -4,6 +4,7 @@
 
 use crate::{
     id::{Epoch, GroupId, GroupName, HostName, UserId},
+    policy::Policy,
     secret::{Secret, SecretBytes},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -254,13 +255,16 @@ pub struct GroupGrant {
     /// This user's address in it; the same at every terminal.
     #[n(7)]
     pub address6: Ipv6Addr,
+    /// What this user's processes may reach besides the group.
+    #[n(8)]
+    pub policy: Policy,
 }
 
 impl GroupGrant {
     /// A second copy, as secret as the first.
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        Self { key: self.key.duplicate(), name: self.name.clone(), ..*self }
+        Self { key: self.key.duplicate(), name: self.name.clone(), policy: self.policy.clone(), ..*self }
     }
 }
 
@@ -496,6 +500,9 @@ pub struct SealedGroup {
     /// Ciphertext and tag.
     #[cbor(n(2), with = "minicbor::bytes")]
     pub sealed: Vec<u8>,
+    /// Random: a group is sealed again in the same epoch when its policy changes.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub nonce: [u8; 12],
 }
 
 /// A group and one of its epochs.

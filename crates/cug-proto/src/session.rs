@@ -63,14 +63,14 @@ impl ChannelKeys {
         kdf::verify_mac(&self.server, &[&self.session], proof)
     }
 
-    /// Seals a group's key for this terminal.
+    /// Seals a group's key for this terminal. `nonce` is random: the key is this connection's own, so 96 random bits never meet twice.
     ///
     /// # Errors
     /// [`ProtocolError::TooLarge`]
-    pub fn seal_group(&self, group: &GroupGrant) -> Result<SealedGroup, ProtocolError> {
-        let plain = encode_wiped(group, 512)?;
-        let sealed = kdf::seal(&self.seal, &nonce(group.id, group.epoch), &self.aad(group.id, group.epoch), &plain)?;
-        Ok(SealedGroup { group: group.id, epoch: group.epoch, sealed })
+    pub fn seal_group(&self, group: &GroupGrant, nonce: [u8; 12]) -> Result<SealedGroup, ProtocolError> {
+        let plain = encode_wiped(group, MAX_GROUP)?;
+        let sealed = kdf::seal(&self.seal, &nonce, &self.aad(group.id, group.epoch), &plain)?;
+        Ok(SealedGroup { group: group.id, epoch: group.epoch, sealed, nonce })
     }
 
     /// Opens what [`ChannelKeys::seal_group`] made.
@@ -78,12 +78,7 @@ impl ChannelKeys {
     /// # Errors
     /// [`ProtocolError::NotAuthentic`], [`ProtocolError::Malformed`]
     pub fn open_group(&self, sealed: &SealedGroup) -> Result<GroupGrant, ProtocolError> {
-        let plain = kdf::open(
-            &self.seal,
-            &nonce(sealed.group, sealed.epoch),
-            &self.aad(sealed.group, sealed.epoch),
-            &sealed.sealed,
-        )?;
+        let plain = kdf::open(&self.seal, &sealed.nonce, &self.aad(sealed.group, sealed.epoch), &sealed.sealed)?;
         let group: GroupGrant = crate::frame::decode(&plain)?;
         if group.id == sealed.group && group.epoch == sealed.epoch { Ok(group) } else { Err(ProtocolError::Malformed) }
     }
@@ -99,13 +94,8 @@ impl ChannelKeys {
     }
 }
 
-fn nonce(group: GroupId, epoch: Epoch) -> [u8; 12] {
-    let mut nonce = [0; 12];
-    for (to, from) in nonce.iter_mut().skip(4).zip(group.to_be_bytes().into_iter().chain(epoch.to_be_bytes())) {
-        *to = from;
-    }
-    nonce
-}
+/// Most bytes of an encoded group: name, key, addresses and [`crate::policy::MAX_ALLOW`] exceptions of some 26 bytes.
+const MAX_GROUP: usize = 2048;
 
 /// WireGuard's preshared key for two members of a group, the same on both sides. Without the group key of the epoch nobody can make it (P3).
 pub fn preshared_key(

@@ -48,6 +48,7 @@ fn group(key: u8) -> GroupGrant {
         prefix6: Prefix6 { address: "fd00:1::".parse().unwrap(), len: 64 },
         address4: "100.96.0.1".parse().unwrap(),
         address6: "fd00:1::1".parse().unwrap(),
+        policy: cug_proto::policy::Policy::Open,
     }
 }
 
@@ -142,9 +143,9 @@ fn the_session_channel_authenticates_both_ends() {
 fn a_sealed_group_cannot_be_passed_off_as_another() {
     let secret = Secret::random(&mut rng());
     let keys = ChannelKeys::new([1; 16], &secret, &[2; 32]);
-    let sealed = keys.seal_group(&group(8)).unwrap();
+    let sealed = keys.seal_group(&group(8), [1; 12]).unwrap();
     assert!(keys.open_group(&sealed).unwrap().key.matches(&[8; 32]));
-    let other = SealedGroup { epoch: 4, group: sealed.group, sealed: sealed.sealed.clone() };
+    let other = SealedGroup { epoch: 4, group: sealed.group, sealed: sealed.sealed.clone(), nonce: sealed.nonce };
     assert!(keys.open_group(&other).is_err(), "an old key as a new epoch");
     assert!(
         ChannelKeys::new([1; 16], &secret, &[3; 32]).open_group(&sealed).is_err(),

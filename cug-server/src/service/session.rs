@@ -94,7 +94,7 @@ impl Service {
     fn keys_for(&self, attached: &Attached, view: &GroupView) -> Result<Vec<ServerMessage>> {
         let mut messages = Vec::new();
         let seal = |group| {
-            let sealed = attached.keys.seal_group(&self.unwrap(group)?);
+            let sealed = attached.keys.seal_group(&self.unwrap(group)?, clock::random());
             sealed.map(ServerMessage::Group).map_err(|e| StoreError::Fault(e.into()))
         };
         let active = KeyAck { group: view.active.id, epoch: view.active.epoch };

@@ -5,6 +5,7 @@ use crate::{clock::UnixTime, policy::overlay};
 use cug_proto::{
     id::{Epoch, GroupId, GroupName, HostName, UserId},
     message::{EndReason, Fingerprint, GroupGrant, GroupPort, Peer, SessionId, WgPublicKey},
+    policy::Policy,
     secret::Secret,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -82,6 +83,7 @@ impl GroupKey {
             prefix6: self.prefix6.into(),
             address4,
             address6,
+            policy: Policy::Open,
         })
     }
 }

@@ -304,6 +304,7 @@ pub fn group(id: u32, epoch: u32) -> GroupGrant {
         prefix6: Prefix6 { address: "fd00::".parse().unwrap(), len: 64 },
         address4: [100, 96, 1, 1].into(),
         address6: "fd00::1".parse().unwrap(),
+        policy: cug_proto::policy::Policy::Open,
     }
 }
 

@@ -179,7 +179,7 @@ async fn connection(
             }
             order = orders.recv() => match order.ok()? {
                 Order::Send(message) => send(&mut stream, &message).await?,
-                Order::Seal(group) => send(&mut stream, &ServerMessage::Group(keys.seal_group(&group).unwrap())).await?,
+                Order::Seal(group) => send(&mut stream, &ServerMessage::Group(keys.seal_group(&group, [0; 12]).unwrap())).await?,
                 Order::Drop => return None,
             },
         }

@@ -106,6 +106,7 @@ impl FakeSession {
             prefix6: Prefix6 { address: "fd00::".parse().unwrap(), len: 64 },
             address4: [100, 96, 0, 1].into(),
             address6: "fd00::1".parse().unwrap(),
+            policy: cug_proto::policy::Policy::Open,
         };
         let secret = Secret::fill(|secret| secret.fill(0x5e));
         self.outcome(&Outcome::Grant(Grant { session: [2; 16], secret, groups: vec![group], attach_within: 60 }))

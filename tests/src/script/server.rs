@@ -11,6 +11,7 @@ use cug_proto::message::{
     Attached, Challenge, ClientMessage, Credentials, Grant, GroupGrant, Outcome, Peers, Prefix4, Prefix6,
     SealedOutcome, ServerMessage,
 };
+use cug_proto::policy::Policy;
 use cug_proto::secret::Secret;
 use cug_proto::session::ChannelKeys;
 use rsa::{Oaep, RsaPublicKey};
@@ -110,6 +111,7 @@ impl ScriptedServer {
             prefix6: Prefix6 { address: Ipv6Addr::new(0xfd7e, 1, 2, 1, 0, 0, 0, 0), len: 64 },
             address4: Ipv4Addr::new(100, 96, 0, number),
             address6: Ipv6Addr::new(0xfd7e, 1, 2, 1, 0, 0, 0, u16::from(number)),
+            policy: Policy::Open,
         })
     }
 
@@ -221,7 +223,7 @@ impl Channel {
     /// # Errors
     /// When the terminal does not acknowledge.
     pub fn send_group(&mut self, group: &GroupGrant) -> anyhow::Result<()> {
-        let sealed = self.keys.seal_group(group)?;
+        let sealed = self.keys.seal_group(group, random()?)?;
         self.wire.send(&ServerMessage::Group(sealed))?;
         loop {
             match self.hear()? {

@@ -79,6 +79,7 @@ pub fn group(id: u32, epoch: u32) -> GroupGrant {
         prefix6: Prefix6 { address: "fd00::".parse().unwrap(), len: 64 },
         address4: Ipv4Addr::new(100, 96, id as u8, 1),
         address6: "fd00::1".parse().unwrap(),
+        policy: cug_proto::policy::Policy::Open,
     }
 }
 
