@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a newcomer needs. Both install what they need from the distribution, and say so.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test build setup packages tools format lint unit e2e prove deny bench fuzz clean help
+.PHONY: demo test build setup packages image tools format lint unit e2e prove deny bench fuzz clean help
 
 export RUST_BACKTRACE ?= 1
 # Tests make network namespaces and load real PAM modules: they need root. Everything they make is their own and goes with them.
@@ -9,7 +9,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E")
 VENV := target/interop-venv
 PACKAGES := build-essential pkg-config cmake libclang-dev clang libpcsclite-dev libpam0g-dev pcscd opensc yubico-piv-tool pamtester \
-	iproute2 iputils-ping nftables wireguard-tools tcpdump util-linux login openssl python3-venv procps
+	iproute2 iputils-ping nftables wireguard-tools tcpdump util-linux login openssl python3-venv procps mmdebstrap systemd-container
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -45,10 +45,18 @@ lint: setup
 unit: build $(VENV)/ready ## unit and property tests
 	@$(AS_ROOT) cargo test --locked --workspace --exclude cug-tests
 
-e2e: build ## end to end: real PAM, pcscd, cards, TLS and WireGuard on several hosts
+e2e: build image ## end to end: real PAM, pcscd, cards, TLS and WireGuard on several hosts
 	@CUG_BUILT=1 $(AS_ROOT) cargo test --locked -p cug-tests
 	@echo "The same with a card written by others (piv-authenticator):"
 	@CUG_BUILT=1 CUG_CARD=piv-authenticator $(AS_ROOT) cargo test --locked -p cug-tests --test e2e
+
+# A distribution's own workstation, with systemd, for tests/machine. The suite is that of tests/src/machine.rs.
+image: target/images/bookworm.ready
+
+target/images/bookworm.ready: tests/image/build
+	@echo "Making the image of a workstation from the distribution's packages"
+	@$(SUDO) tests/image/build bookworm target/images/bookworm
+	@touch $@
 
 $(VENV)/ready: crates/cug-proto/tests/interop/setup
 	@crates/cug-proto/tests/interop/setup $(VENV)

@@ -37,6 +37,8 @@ pub struct Config {
     pub server_timeout: Duration,
     /// `readers`: PC/SC readers in which to look, each a prefix; empty for all.
     pub readers: Vec<String>,
+    /// `exempt`: accounts that log in without a card, `@GROUP` for the members of a group.
+    pub exempt: Vec<String>,
     /// `media`: directories on removable media in which to look.
     pub media: Vec<String>,
     /// `grant-seconds`: how long a grant may wait to be opened.
@@ -103,6 +105,8 @@ struct Raw {
     #[serde(default)]
     readers: Vec<String>,
     #[serde(default)]
+    exempt: Vec<String>,
+    #[serde(default)]
     media: Vec<String>,
     #[serde(default = "default_grant")]
     grant_seconds: u64,
@@ -161,6 +165,7 @@ impl Config {
             card_wait: seconds(raw.card_wait_seconds, 0..=600).map_err(wrong("card-wait-seconds"))?,
             server_timeout: seconds(raw.server_timeout_seconds, 1..=60).map_err(wrong("server-timeout-seconds"))?,
             readers: raw.readers,
+            exempt: exempt(raw.exempt).map_err(wrong("exempt"))?,
             media: media(raw.media).map_err(wrong("media"))?,
             grant_time: seconds(raw.grant_seconds, 1..=600).map_err(wrong("grant-seconds"))?,
         })
@@ -231,6 +236,13 @@ fn absolute(path: PathBuf) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err(format!("\"{}\" is not an absolute path", path.display())) }
 }
 
+fn exempt(raw: Vec<String>) -> Result<Vec<String>, String> {
+    match raw.iter().find(|name| name.strip_prefix('@').unwrap_or(name).is_empty()) {
+        Some(name) => Err(format!("has \"{name}\", which is neither a name nor @GROUP")),
+        None => Ok(raw),
+    }
+}
+
 fn media(raw: Vec<String>) -> Result<Vec<String>, String> {
     match raw.iter().find(|path| !path.starts_with('/')) {
         Some(path) => Err(format!("\"{path}\" is not an absolute path")),
@@ -283,6 +295,7 @@ mod tests {
             ("servers = [\"a\"]\nsocket = \"x\"", "socket"),
             ("servers = [\"a\"]\nserver-timeout-seconds = 0", "server-timeout-seconds"),
             ("servers = [\"a\"]\nmedia = [\"usb\"]", "media"),
+            ("servers = [\"a\"]\nexempt = [\"@\"]", "exempt"),
             ("servers = [\"a\"]\nsevrers = 1", "sevrers"),
             ("servers = 3", "servers"),
             ("", "servers"),

@@ -82,6 +82,7 @@ fn settings(config: &Config, backend: Backend) -> anyhow::Result<Settings> {
         server_timeout: config.server_timeout,
         card_wait: config.card_wait,
         readers: config.readers.clone(),
+        exempt: config.exempt.clone(),
         media: config.media.clone(),
         grant_time: config.grant_time,
         host_name: host::name().context("this machine has no usable host name")?,

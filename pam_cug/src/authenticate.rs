@@ -3,11 +3,11 @@
 use crate::{
     challenge::{self, Errand, Opened},
     exchange,
-    exempt::{is_exempt, is_remote},
+    exempt::{is_exempt, is_listed, is_remote},
     failure::Failure,
     host::{Host, Marked, Marker},
     login::Answer,
-    offer::prepare,
+    offer::{HeldOffer, prepare},
     options::{Options, PasswordSource},
     parts::Parts,
 };
@@ -55,7 +55,14 @@ fn log_in(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> Result<V
     }
     // What is no user ID may be a password in the wrong place: it does not go into the log.
     let user: UserId = name.parse().map_err(|_| Failure::NotAUserId)?;
-    let outcome = log_member_in(host, options, parts, &user);
+    let earlier = earlier_password(host, options);
+    let offer = earlier.and_then(|earlier| Ok((prepare(host, &*parts.daemon, &user)?, earlier)));
+    if let Ok((offer, _)) = &offer
+        && is_listed(&name, &offer.offer.exempt, &*parts.accounts)
+    {
+        return Ok(Verdict::NotOurs("the user is exempt by the configuration of cugd"));
+    }
+    let outcome = offer.and_then(|(offer, earlier)| log_member_in(host, parts, &user, offer, earlier));
     let what = if outcome.is_ok() { "logged in" } else { "did not log in" };
     host.log(libc::LOG_INFO, &format!("{user} {what} with a card"));
     let result = match &outcome {
@@ -69,10 +76,14 @@ fn log_in(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> Result<V
     outcome.map(|()| Verdict::Authenticated)
 }
 
-/// The login of a member, step by step. From the second step on an error, whichever, makes cugd forget the offer.
-fn log_member_in(host: &mut dyn Host, options: &Options, parts: &Parts<'_>, user: &UserId) -> Result<(), Failure> {
-    let earlier = earlier_password(host, options)?;
-    let offer = prepare(host, &*parts.daemon, user)?;
+/// The login of a member, step by step. An error, whichever, makes cugd forget the offer.
+fn log_member_in(
+    host: &mut dyn Host,
+    parts: &Parts<'_>,
+    user: &UserId,
+    offer: HeldOffer<'_>,
+    earlier: Option<SecretBytes>,
+) -> Result<(), Failure> {
     let mut card = find_card(host, parts, &offer.offer)?;
     let pin = unlock(host, &mut *card)?;
     let errand = errand(parts, &offer.offer, user);

@@ -142,6 +142,7 @@ pub fn offer(purpose: Purpose) -> Offer {
         addresses: vec!["10.0.0.1".parse().unwrap(); 20],
         card_wait_ms: 1000,
         readers: vec![],
+        exempt: vec![],
         media: vec![],
         ca_pins: vec![[0; 32].into(), (*server_object().ca_pin()).into()],
     }

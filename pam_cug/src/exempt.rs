@@ -29,12 +29,18 @@ impl Accounts for SystemAccounts {
     }
 }
 
-/// Root always, then users and groups by configuration. Names are compared before the account database is asked: root gets in even if that hangs.
+/// Root always, then the names of the module's options. Names are compared before the account database is asked: root gets in even if that hangs.
 pub fn is_exempt(user: &str, options: &Options, accounts: &dyn Accounts) -> bool {
     user == "root"
-        || options.exempt_users.iter().any(|exempt| exempt == user)
+        || options.exempt.iter().any(|exempt| exempt == user)
         || accounts.uid(user) == Some(0)
-        || options.exempt_groups.iter().any(|group| accounts.in_group(user, group))
+        || is_listed(user, &options.exempt, accounts)
+}
+
+/// Whether the user, or a group of the user's as `@GROUP`, is in this list.
+pub fn is_listed(user: &str, list: &[String], accounts: &dyn Accounts) -> bool {
+    list.iter().any(|name| name == user)
+        || list.iter().filter_map(|name| name.strip_prefix('@')).any(|group| accounts.in_group(user, group))
 }
 
 /// The login comes from another host, and the options do not let it use the card here.
@@ -74,6 +80,15 @@ mod tests {
         assert!(!is_exempt("USER-A", &options(&["exempt=USER-B,@adm"]), &accounts));
         assert!(is_exempt("USER-A", &options(&["exempt=@wheel"]), &accounts));
         assert!(!is_exempt("nobody-known", &options(&["exempt=@wheel"]), &accounts));
+    }
+
+    #[test]
+    fn a_list_names_users_and_groups() {
+        let accounts = TestAccounts { uids: &[], groups: &[("USER-A", "wheel"), ("@wheel", "x")] };
+        let listed =
+            |user, list: &[&str]| is_listed(user, &list.iter().map(ToString::to_string).collect::<Vec<_>>(), &accounts);
+        assert!(listed("USER-A", &["USER-A"]) && listed("USER-A", &["porter", "@wheel"]));
+        assert!(!listed("USER-A", &[]) && !listed("USER-A", &["user-a", "@adm", "wheel"]));
     }
 
     #[test]

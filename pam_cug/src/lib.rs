@@ -10,7 +10,7 @@
 //!
 //! # Options
 //! * `exempt=NAME,NAME,@GROUP`: these users, and the members of these groups, do not log in with a card; the module returns `PAM_IGNORE` for them before it
-//!   looks at anything else. May be given several times. The user `root`, and every user with the number 0, is always exempt.
+//!   looks at anything else. May be given several times. The user `root`, and every user with the number 0, is always exempt, and so is who is listed as `exempt` in cugd.toml (while cugd runs).
 //! * `remote=ignore` (default): a login from another host (`PAM_RHOST` set, and not `localhost`, `127.0.0.1` or `::1`) is not this module's
 //!   business: the card in this workstation's reader says nothing about a person elsewhere. `PAM_IGNORE`.
 //!   `remote=allow`: the card in this workstation's reader counts for remote logins too.

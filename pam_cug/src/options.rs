@@ -7,10 +7,8 @@ use std::{ffi::CStr, path::PathBuf};
 /// Valid options.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Users who do not log in with a card.
-    pub exempt_users: Vec<String>,
-    /// Groups whose members do not.
-    pub exempt_groups: Vec<String>,
+    /// Users who do not log in with a card, and groups as `@GROUP`.
+    pub exempt: Vec<String>,
     /// Logins from other hosts use the card in the local reader.
     pub remote_allowed: bool,
     /// cugd's socket, absolute.
@@ -35,8 +33,7 @@ pub enum PasswordSource {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            exempt_users: Vec::new(),
-            exempt_groups: Vec::new(),
+            exempt: Vec::new(),
             remote_allowed: false,
             socket: SOCKET_PATH.into(),
             password: PasswordSource::Ask,
@@ -68,12 +65,8 @@ impl Options {
     fn set(&mut self, arg: &str) -> Option<()> {
         match arg.split_once('=') {
             Some(("exempt", names)) => {
-                for name in names.split(',').filter(|name| !name.is_empty()) {
-                    match name.strip_prefix('@') {
-                        Some(group) => self.exempt_groups.push(group.into()),
-                        None => self.exempt_users.push(name.into()),
-                    }
-                }
+                let named = |name: &&str| !name.strip_prefix('@').unwrap_or(name).is_empty();
+                self.exempt.extend(names.split(',').filter(named).map(str::to_owned));
             }
             Some(("remote", "ignore")) => self.remote_allowed = false,
             Some(("remote", "allow")) => self.remote_allowed = true,
@@ -103,8 +96,7 @@ mod tests {
         assert_eq!(
             options,
             Options {
-                exempt_users: vec!["kiosk".into(), "backup".into()],
-                exempt_groups: vec!["wheel".into()],
+                exempt: vec!["kiosk".into(), "@wheel".into(), "backup".into()],
                 remote_allowed: true,
                 socket: "/tmp/s".into(),
                 password: PasswordSource::EarlierOrAsk,
@@ -119,6 +111,6 @@ mod tests {
         for slip in ["exmept=kiosk", "remote=yes", "socket=relative", "debug=1", "exempt", "", "use_first_pass=1"] {
             assert_eq!(Options::parse(std::iter::once(slip)), (Options::default(), vec![slip]), "{slip:?}");
         }
-        assert_eq!(parse("exempt=,,@").0.exempt_users, Vec::<String>::new());
+        assert_eq!(parse("exempt=,,@").0.exempt, Vec::<String>::new());
     }
 }

@@ -15,9 +15,9 @@ pub const LOCAL_USER: (&str, &str) = ("porter", "local-passwd");
 pub const ROOT_PASSWORD: &str = "root-passwd";
 
 /// `LOCAL_USER.1` and `ROOT_PASSWORD` for shadow(5), so that no crypt(3) is needed here (`openssl passwd -6`).
-const LOCAL_HASH: &str =
+pub(crate) const LOCAL_HASH: &str =
     "$6$cugLocalSalt$NEl6KeRZM2xaB8jd5jl22iI52TEwnbEUbvzk4Rk88TyIVzxladF2J5IWk/cpRnEcqX15kTRwCxZ2KV6kFHR4j1";
-const ROOT_HASH: &str =
+pub(crate) const ROOT_HASH: &str =
     "$6$cugRootSalt$Bz5/cXS7VtiS.BpU0EnpyGmvgMm3PNd4MLJZ/Cg/agHhaEoz5NmX.7IObQOZ0cvOEK8ybiT9HEt0gNiDzON6M.";
 
 /// The members of the patent's example, and some more; upper case as in the patent.

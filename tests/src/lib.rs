@@ -6,6 +6,7 @@
 //! * [`accounts`]: who may log in on a host, and how.
 //! * [`office`]: pcscd and a reader.
 //! * [`terminal`]: a host with a card reader, `pcscd`, `cugd` and a PAM stack.
+//! * [`machine`]: a workstation with a distribution's own systemd, logind, login and PAM configuration.
 //! * [`card`]: cards and media, and the processes that play them.
 //! * [`login`]: a login through real libpam, step by step.
 //! * [`probe`]: who reaches whom, and what a host has left over.
@@ -23,6 +24,7 @@ pub mod capture;
 pub mod card;
 pub mod lan;
 pub mod login;
+pub mod machine;
 pub mod memory;
 pub mod office;
 pub mod paths;

@@ -191,6 +191,9 @@ pub struct Offer {
     /// a CA and a server of their own, and a hand on the network cable, could log in as anybody.
     #[n(10)]
     pub ca_pins: Vec<ByteArray<32>>,
+    /// Accounts of this workstation that log in without a card: names, and groups as `@GROUP`.
+    #[n(11)]
+    pub exempt: Vec<String>,
 }
 
 /// The server granted.

@@ -51,6 +51,7 @@ impl State {
             addresses: self.addresses.clone(),
             card_wait_ms: u32::try_from(self.settings.card_wait.as_millis()).unwrap_or(u32::MAX),
             readers: self.settings.readers.clone(),
+            exempt: self.settings.exempt.clone(),
             media: self.settings.media.clone(),
             ca_pins: self.settings.ca_pins.iter().map(|pin| (*pin).into()).collect(),
         };

@@ -74,6 +74,8 @@ pub struct Settings {
     pub card_wait: Duration,
     /// Readers in which to look, each a prefix; empty for all.
     pub readers: Vec<String>,
+    /// Accounts that log in without a card.
+    pub exempt: Vec<String>,
     /// Directories in which to look.
     pub media: Vec<String>,
     /// How long a grant may wait to be opened.

@@ -149,6 +149,7 @@ fn daemon(
         server_timeout: Duration::from_secs(3),
         card_wait: Duration::ZERO,
         readers: vec![],
+        exempt: vec![],
         media: vec![],
         grant_time: Duration::from_secs(60),
         host_name: "term1".parse().unwrap(),

@@ -60,6 +60,16 @@ fn fails(
 }
 
 #[test]
+fn whom_cugd_exempts_is_not_asked_for_a_card() {
+    let mut exempting = offer(Purpose::Open);
+    exempting.exempt = vec!["USER-A".into()];
+    let script = vec![(Asked::Prepare, Ok(Reply::Offer(exempting))), (Asked::Cancel, Ok(Reply::Done))];
+    let mut host = ScriptHost::new("USER-A", vec![]);
+    assert_eq!(run(&mut host, &world(script, None, &[])), PamResultCode::PAM_IGNORE);
+    assert!(host.marker.is_none());
+}
+
+#[test]
 fn a_login() {
     let mut host = ScriptHost::new("USER-A", vec![Line::Info("Please insert your card."), PASSWORD()]);
     let mut world = world(delivered(), Some(Ok(TestCard::default())), &[Act::Grants]);

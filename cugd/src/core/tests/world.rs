@@ -108,6 +108,7 @@ impl World {
             server_timeout: Duration::from_secs(5),
             card_wait: Duration::from_secs(30),
             readers: vec![],
+            exempt: vec![],
             media: vec![],
             grant_time: Duration::from_secs(60),
             host_name: "term1".parse().unwrap(),

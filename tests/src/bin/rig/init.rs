@@ -76,7 +76,9 @@ const PSEUDO: [&str; 20] = [
 /// A copy-on-write view of the machine's root; own /proc, /sys, /dev, /run and /tmp.
 fn files() -> anyhow::Result<()> {
     let none: Option<&str> = None;
-    let programs = std::env::current_exe()?.parent().context("no directory")?.to_owned();
+    let own = std::env::current_exe()?;
+    // The directory of everything that is built: programs, and the images of machines.
+    let programs = own.ancestors().nth(2).context("no directory")?.to_owned();
     let seen = File::open(&programs)?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     let others = fs::read_to_string("/proc/self/mountinfo")?;
@@ -117,7 +119,7 @@ fn files() -> anyhow::Result<()> {
 fn bind_programs(programs: &Path, seen: &File) -> anyhow::Result<()> {
     let none: Option<&str> = None;
     let to = Path::new("/tmp/root").join(programs.strip_prefix("/")?);
-    if to.join("rig").exists() {
+    if to.join(std::env::current_exe()?.strip_prefix(programs)?).exists() {
         return Ok(());
     }
     fs::create_dir_all(&to)?;

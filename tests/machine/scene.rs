@@ -1,0 +1,82 @@
+//! The scene of these tests: USER-A's card at a machine with a real systemd, USER-B at a terminal, and the server.
+
+use anyhow::{Context, ensure};
+use cug_tests::card::{InReader, PIN};
+use cug_tests::login::Login;
+use cug_tests::machine::Machine;
+use cug_tests::wait;
+use cug_tests::world::{World, password};
+use std::path::Path;
+use std::time::Duration;
+
+/// Longest time from an event to its effect in these tests, which run beside others.
+pub const LIMIT: Duration = Duration::from_secs(10);
+
+/// Everything.
+pub struct Scene {
+    /// USER-A's card, in the machine's reader.
+    pub card: Option<InReader>,
+    /// The machine.
+    pub machine: Machine,
+    other: String,
+    _other_session: Login,
+    _other_card: InReader,
+    /// The rest.
+    pub world: World,
+}
+
+impl Scene {
+    /// Both cards are in their readers, USER-B is logged in, USER-A not yet.
+    pub fn new(logs: &Path) -> anyhow::Result<Self> {
+        Self::with(logs, "")
+    }
+
+    /// The same with more lines in the machine's cugd.toml.
+    pub fn with(logs: &Path, lines: &str) -> anyhow::Result<Self> {
+        let world = World::new(logs, 1)?;
+        let (card, other_card) = (world.card("USER-A")?, world.card("USER-B")?);
+        let terminal = world.terminal(1);
+        let _other_card = terminal.insert(other_card)?;
+        let _other_session = terminal.log_in("USER-B", password("USER-B"))?;
+        let other = terminal.overlay("USER-B")?[0]["address4"].as_str().context("no address")?.to_owned();
+        let lines = format!("card-wait-seconds = 2\n{lines}");
+        let machine = Machine::boot(&world.lan, logs, 20, &world.server.ca_pin()?, &lines)?;
+        machine.wait_active("cugd")?;
+        let card = Some(machine.insert(card)?);
+        Ok(Self { card, machine, other, _other_session, _other_card, world })
+    }
+
+    /// USER-A logs in at the console: what the screen said.
+    pub fn log_in(&mut self) -> anyhow::Result<String> {
+        let said = self.machine.console().log_in("USER-A", &[("PIN: ", PIN), ("assword: ", password("USER-A"))]);
+        let said = said.with_context(|| self.machine.journal("cugd"))?;
+        ensure!(self.machine.tunnels().len() == 1, "{:?}\n{}", self.machine.tunnels(), self.machine.journal("cugd"));
+        Ok(said)
+    }
+
+    /// USER-A's shell reaches USER-B's overlay address.
+    pub fn reaches_the_other(&mut self) -> anyhow::Result<()> {
+        let ping = format!("ping -c 3 -i 0.2 -W 2 {}", self.other);
+        let ping = self.machine.console().shell(&ping)?;
+        ensure!(ping.contains(" 0% packet loss"), "{ping}");
+        Ok(())
+    }
+
+    /// Waits until the tunnel is gone here and the server knows of no session of USER-A.
+    pub fn closed(&self) -> anyhow::Result<()> {
+        self.machine.wait_no_tunnel(LIMIT)?;
+        self.unregistered()
+    }
+
+    /// Whether the server has a session of USER-A.
+    pub fn registered(&self) -> anyhow::Result<bool> {
+        let sessions = self.world.server.json(&["session", "list"])?;
+        Ok(sessions.as_array().context("not a list")?.iter().any(|session| session["user"] == "USER-A"))
+    }
+
+    /// Waits until the server has none.
+    pub fn unregistered(&self) -> anyhow::Result<()> {
+        wait::for_true("the server to clear USER-A", LIMIT, || self.registered().is_ok_and(|is| !is))
+            .with_context(|| self.machine.journal("cugd"))
+    }
+}
