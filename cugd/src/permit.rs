@@ -31,7 +31,7 @@ mod tests {
         let changing = [
             Request::Prepare(Prepare { version: LOCAL_VERSION, user: user(), service: "login".into() }),
             Request::Cancel([0; 16]),
-            Request::Open(Open { user: user(), service: "login".into(), tty: String::new() }),
+            Request::Open(Open { user: user(), service: "login".into(), tty: String::new(), holds: true }),
             Request::Close(user()),
         ];
         for request in changing {

@@ -84,6 +84,7 @@ pub enum Asked {
     Deliver,
     Cancel,
     Open,
+    Join,
     Close,
 }
 
@@ -114,7 +115,8 @@ impl Daemon for ScriptDaemon {
                 assert_eq!(*offer, OFFER_ID);
                 Asked::Cancel
             }
-            Request::Open(_) => Asked::Open,
+            Request::Open(open) if open.holds => Asked::Open,
+            Request::Open(_) => Asked::Join,
             Request::Close(_) => Asked::Close,
             Request::Status | Request::Peers => panic!("not a request of the module"),
         };

@@ -15,13 +15,18 @@ use cug_proto::{
 };
 use pam::constants::PamResultCode;
 
+/// Services that log a person in in one process and open the session in another, which therefore knows nothing of the login.
+const SPLIT_LOGINS: [&str; 1] = ["sshd"];
+
 /// Opens the group. Whoever did not log in with a card is never hindered, whatever state the daemon is in.
 pub fn open(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> PamResultCode {
     let Some(user) = member(host, options, parts) else {
         return PamResultCode::PAM_IGNORE;
     };
     let ours = authenticated_here(host, &user);
-    let request = Request::Open(Open { user, service: host.service(), tty: host.tty() });
+    let service = host.service();
+    let holds = ours || SPLIT_LOGINS.contains(&service.as_str());
+    let request = Request::Open(Open { user, service, tty: host.tty(), holds });
     let (failure, hinders) = match parts.daemon.call(&request, OPENING) {
         Ok(Reply::Opened(opened)) => {
             announce(host, &opened);
@@ -116,7 +121,8 @@ mod tests {
         mut host: ScriptHost,
         answer: Option<Result<Reply, DaemonError>>,
     ) -> (PamResultCode, Vec<(String, String)>) {
-        let world = World::with_daemon(ScriptDaemon::new(answer.map(|answer| (Asked::Open, answer))));
+        let asked = if host.marker.is_some() || host.service == "sshd" { Asked::Open } else { Asked::Join };
+        let world = World::with_daemon(ScriptDaemon::new(answer.map(|answer| (asked, answer))));
         let code = open(&mut host, &Options::default(), &world.parts());
         (code, std::mem::take(&mut host.env))
     }
@@ -137,6 +143,13 @@ mod tests {
         assert_eq!(code, PamResultCode::PAM_SUCCESS);
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         assert_eq!(env, [pair("CUG_GROUPS", "VPN1,VPN2"), pair("CUG_ADDRESS", "100.96.0.1,100.96.0.7")]);
+    }
+
+    #[test]
+    fn sshd_has_logged_the_person_in_elsewhere() {
+        let mut host = stranger(vec![]);
+        host.service = "sshd";
+        assert_eq!(run_open(host, Some(Ok(opened()))).0, PamResultCode::PAM_SUCCESS);
     }
 
     #[test]

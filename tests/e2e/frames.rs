@@ -199,6 +199,7 @@ fn ordinary_users_may_ask_only_about_themselves() {
                 user: "USER-A".parse()?,
                 service: "login".into(),
                 tty: String::new(),
+                holds: true,
             }),
             Request::Cancel(random()?),
         ];

@@ -115,6 +115,14 @@ impl Machine {
         command
     }
 
+    /// Writes a file of root's, readable by all.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn write(&self, path: &str, content: &str) -> anyhow::Result<()> {
+        fs::write(self.path(path), content).with_context(|| path.to_owned())
+    }
+
     /// What a unit wrote to the journal.
     pub fn journal(&self, unit: &str) -> String {
         let finished = self.run("journalctl", &["--no-pager", "-o", "short-precise", "-u", unit]);
@@ -301,7 +309,11 @@ pub struct Console {
 }
 
 impl Console {
-    fn start(mut command: Command, name: &str, log: &Path) -> anyhow::Result<Self> {
+    /// Starts a program whose screen and keyboard are its standard output and input; `name` is the host's in its login prompt.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(mut command: Command, name: &str, log: &Path) -> anyhow::Result<Self> {
         let mut log = fs::File::create(log)?;
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log.try_clone()?).spawn()?;
         let (mut stdout, keys) = (child.stdout.take().context("stdout")?, child.stdin.take().context("stdin")?);

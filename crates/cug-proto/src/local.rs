@@ -75,7 +75,7 @@ pub enum Reply {
     /// To `Open`.
     #[n(3)]
     Opened(#[n(0)] Opened),
-    /// To `Open`: this user did not log in with a card. Not an error.
+    /// To `Open`: this user did not log in with a card, or not for this session. Not an error.
     #[n(4)]
     NoGrant,
     /// To `Status`.
@@ -277,6 +277,10 @@ pub struct Open {
     /// PAM_TTY, may be empty.
     #[n(2)]
     pub tty: String,
+    /// The person who begins this session logged in with the card: the tunnel stays as long as this session. Else (root's `su`, a job of
+    /// the user's) the session may use a tunnel that stands, and neither opens nor keeps one.
+    #[n(3)]
+    pub holds: bool,
 }
 
 /// The group is open.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use cug_proto::{
     id::UserId,
-    local::{Deliver, LOCAL_VERSION, Offer, OfferId, Open, Prepare, Refusal, Reply},
+    local::{Deliver, LOCAL_VERSION, Offer, OfferId, Open, Opened, Prepare, Refusal, Reply},
     message::Purpose,
 };
 
@@ -106,6 +106,12 @@ impl State {
         let answer = |reply, out: &mut Vec<Action>| out.push(Action::Reply { token, reply });
         let Some(session) = self.sessions.get_mut(user) else { return answer(Reply::NoGrant, out) };
         let life = match &mut session.stage {
+            Stage::Up(life) if !open.holds && life.settled => {
+                return answer(Reply::Opened(Opened { groups: life.opened() }), out);
+            }
+            Stage::Granted(_) | Stage::Up(_) | Stage::Barred { .. } if !open.holds => {
+                return answer(Reply::NoGrant, out);
+            }
             Stage::Granted(life) | Stage::Up(life) => life,
             Stage::Suspended => return answer(Reply::NoGrant, out),
             Stage::Barred { why, .. } => {

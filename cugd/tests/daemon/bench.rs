@@ -285,7 +285,7 @@ pub fn prepare(user: &str) -> Request {
 }
 
 pub fn open(user: &str) -> Request {
-    Request::Open(Open { user: user.parse().unwrap(), service: "login".into(), tty: "tty1".into() })
+    Request::Open(Open { user: user.parse().unwrap(), service: "login".into(), tty: "tty1".into(), holds: true })
 }
 
 pub fn refused(reply: Reply) -> Refusal {

@@ -19,6 +19,7 @@ pub struct ScriptHost {
     lines: VecDeque<Line>,
     pub user: PamResult<String>,
     pub remote: Option<String>,
+    pub service: &'static str,
     pub earlier: Option<&'static str>,
     pub marker: Option<Marker>,
     pub env: Vec<(String, String)>,
@@ -32,6 +33,7 @@ impl ScriptHost {
             lines: lines.into(),
             user: Ok(user.into()),
             remote: None,
+            service: "login",
             earlier: None,
             marker: None,
             env: vec![],
@@ -62,7 +64,7 @@ impl Host for ScriptHost {
         self.remote.clone()
     }
     fn service(&self) -> String {
-        "login".into()
+        self.service.into()
     }
     fn tty(&self) -> String {
         "tty1".into()

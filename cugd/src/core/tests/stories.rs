@@ -44,6 +44,29 @@ fn only(world: &mut World) -> SessionStatus {
     sessions.remove(0)
 }
 
+/// root's `su`, a job of the user's: they neither open, nor use up, nor keep what a login with the card brought.
+#[test]
+fn a_session_without_a_login_holds_nothing() {
+    let mut world = World::new();
+    let (number, link) = granted(&mut world);
+    let early = world.join(user(0), leader(7));
+    assert!(matches!(world.replies[&early], Reply::NoGrant) && world.tunnels.is_empty());
+    let opened = world.open(user(0), leader(1));
+    let meanwhile = world.join(user(0), leader(7));
+    assert!(matches!(world.replies[&meanwhile], Reply::NoGrant));
+    world.raise_all();
+    world.answer(link);
+    assert!(matches!(world.replies[&opened], Reply::Opened(_)));
+    let joined = world.join(user(0), leader(7));
+    assert!(matches!(&world.replies[&joined], Reply::Opened(opened) if opened.groups.len() == 1));
+    assert_eq!(only(&mut world).os_sessions, 1);
+    let closed = world.ask(Request::Close(user(0), leader(7)));
+    assert!(matches!(world.replies[&closed], Reply::Done) && !world.tunnels[&number].falling);
+    world.join(user(0), leader(8));
+    world.ask(Request::Close(user(0), leader(1)));
+    assert!(world.tunnels[&number].falling, "the other session does not keep it");
+}
+
 #[test]
 fn log_in_and_out() {
     let (mut world, number, link, opened) = up();

@@ -181,8 +181,13 @@ impl World {
         self.ask(Request::Deliver(Box::new(deliver)))
     }
 
+    /// An OS session that did not begin with the card.
+    pub fn join(&mut self, user: UserId, leader: Leader) -> Token {
+        self.ask(Request::Open(Open { user, service: "su".into(), tty: "tty1".into(), holds: false }, leader))
+    }
+
     pub fn open(&mut self, user: UserId, leader: Leader) -> Token {
-        self.ask(Request::Open(Open { user, service: "login".into(), tty: "tty1".into() }, leader))
+        self.ask(Request::Open(Open { user, service: "login".into(), tty: "tty1".into(), holds: true }, leader))
     }
 
     pub fn advance(&mut self, span: Duration) {
