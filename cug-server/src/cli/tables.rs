@@ -1,6 +1,6 @@
 //! What the administrator sees of each reply. Tables fit into 80 columns with names of usual length.
 
-use super::text::{day, list, minute, table};
+use super::text::{day, list, minute, recent, table};
 use crate::{
     admin::{Finding, StatusInfo, UserDetail, Verdict},
     store::{CardInfo, GroupInfo, MemberInfo, PolicyKind, SessionInfo, UserInfo},
@@ -102,7 +102,7 @@ pub(super) fn sessions(sessions: &[SessionInfo]) -> String {
             s.address.to_string(),
             s.host.to_string(),
             s.overlay4.to_string(),
-            minute(&s.since),
+            recent(&s.since),
             s.state.clone(),
         ]
     });
@@ -170,7 +170,7 @@ mod tests {
             id: "0".repeat(32),
             group: "WARD-3".parse().unwrap(),
             user: "USER-AB".parse().unwrap(),
-            address: "192.168.12.34".parse().unwrap(),
+            address: "192.168.112.134".parse().unwrap(),
             host: "terminal-12".parse().unwrap(),
             overlay4: "100.96.0.12".parse().unwrap(),
             overlay6: "fd00::1".parse().unwrap(),

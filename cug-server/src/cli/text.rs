@@ -69,6 +69,11 @@ pub(super) fn minute(time: &str) -> String {
     time.get(..16).unwrap_or(time).replace('T', " ")
 }
 
+/// `01-31 23:59` of an RFC 3339 time, for what is not old; the column says that it is UTC.
+pub(super) fn recent(time: &str) -> String {
+    time.get(5..16).unwrap_or(time).replace('T', " ")
+}
+
 /// `2026-01-31` of an RFC 3339 time.
 pub(super) fn day(time: &str) -> String {
     time.get(..10).unwrap_or(time).to_owned()
