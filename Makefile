@@ -7,6 +7,9 @@ export RUST_BACKTRACE ?= 1
 # Tests make network namespaces and load real PAM modules: they need root. Everything they make is their own and goes with them.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E")
+FUZZ := frames messages local envelope trust policy config admin
+# For each fuzz target.
+SECONDS ?= 60
 VENV := target/interop-venv
 PACKAGES := build-essential pkg-config cmake libclang-dev clang libpcsclite-dev libpam0g-dev pcscd opensc yubico-piv-tool pamtester \
 	iproute2 iputils-ping nftables wireguard-tools tcpdump util-linux login openssl python3-venv procps mmdebstrap systemd-container
@@ -61,6 +64,16 @@ target/images/bookworm.ready: tests/image/build
 $(VENV)/ready: crates/cug-proto/tests/interop/setup
 	@crates/cug-proto/tests/interop/setup $(VENV)
 	@touch $@
+
+fuzz: setup ## what decodes foreign bytes, under libFuzzer for SECONDS=60 each (KEEP=1 adds what it learnt to the corpora)
+	@RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/instrument cargo build --locked -p cug-fuzz --features libfuzzer --bins
+	@for target in $(FUZZ); do \
+		mkdir -p target/fuzz/$$target; \
+		echo "$$target: $(SECONDS) s"; \
+		target/debug/fuzz-$$target -max_total_time=$(SECONDS) -max_len=70000 -timeout=10 -rss_limit_mb=2048 -verbosity=0 -print_final_stats=1 \
+			-artifact_prefix=target/fuzz/$$target- target/fuzz/$$target fuzz/corpus/$$target || exit 1; \
+		if [ -n "$(KEEP)" ]; then target/debug/fuzz-$$target -merge=1 -max_len=4096 -verbosity=0 fuzz/corpus/$$target target/fuzz/$$target || exit 1; fi; \
+	done
 
 prove: toolchain ## the symbolic model of the protocol
 	@command -v verifpal >/dev/null || { echo "Installing the protocol checker (verifpal, some minutes)"; cargo install --quiet --ignore-rust-version verifpal@1.6.7; }

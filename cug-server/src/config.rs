@@ -20,6 +20,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The administrator's socket.
     pub admin_socket: PathBuf,
+    /// Whose members may administer the server besides root.
+    pub admin_group: Option<String>,
     /// Where new groups get their IPv4 networks from, a /20 each.
     pub overlay4: Ipv4Net,
     /// How long a session lives without a heartbeat.
@@ -84,6 +86,7 @@ struct Raw {
     listen: Vec<String>,
     state_dir: PathBuf,
     admin_socket: PathBuf,
+    admin_group: Option<String>,
     overlay4: String,
     lease_seconds: u32,
     heartbeat_seconds: u32,
@@ -107,6 +110,7 @@ impl Default for Raw {
             listen: vec![format!("[::]:{}", cug_proto::DEFAULT_SERVER_PORT)],
             state_dir: "/var/lib/cug-server".into(),
             admin_socket: "/run/cug-server/admin.sock".into(),
+            admin_group: None,
             overlay4: "100.96.0.0/12".into(),
             lease_seconds: 60,
             heartbeat_seconds: 15,
@@ -162,6 +166,9 @@ impl Config {
         if overlay4.prefix_len() > 20 {
             return Err(bad("overlay4", "must be a /20 or larger: each group gets a /20 of it".into()));
         }
+        if raw.admin_group.as_deref().is_some_and(|g| g.is_empty() || g.contains(char::is_control)) {
+            return Err(bad("admin-group", "is not the name of a group".into()));
+        }
         if !(1..=3600).contains(&raw.heartbeat_seconds) {
             return Err(bad("heartbeat-seconds", "must be from 1 to 3600".into()));
         }
@@ -185,6 +192,7 @@ impl Config {
             listen,
             state_dir: raw.state_dir,
             admin_socket: raw.admin_socket,
+            admin_group: raw.admin_group,
             overlay4: overlay4.trunc(),
             lease: Duration::from_secs(raw.lease_seconds.into()),
             heartbeat: Duration::from_secs(raw.heartbeat_seconds.into()),

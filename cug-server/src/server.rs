@@ -49,7 +49,7 @@ impl Server {
         let service = Arc::new(Service::new(store.clone(), keys.clone(), config.clone(), handle.clone()));
         let api = Api::new(service, tls, stopped.clone());
         // First the administrator's socket: who reads that the server listens may use any of its commands.
-        let socket = admin::listen(&config.admin_socket)?;
+        let socket = admin::listen(&config.admin_socket, config.admin_group.as_deref())?;
         for address in &config.listen {
             let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
             let address = listener.local_addr()?;

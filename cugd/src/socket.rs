@@ -188,8 +188,9 @@ struct Client {
 impl Client {
     /// Requests in turn, until one is not understood, not permitted, or late.
     async fn serve(self, mut stream: UnixStream) {
-        let idle = if self.uid == 0 { IDLE_ROOT } else { IDLE_OTHER };
-        while let Some(body) = read(&mut stream, idle).await {
+        // A grant of many groups is large, and only root delivers one.
+        let (idle, max) = if self.uid == 0 { (IDLE_ROOT, MAX_SESSION) } else { (IDLE_OTHER, MAX_LOGIN) };
+        while let Some(body) = read(&mut stream, idle, max).await {
             let reply = match body {
                 Ok(body) => self.answer(&body).await,
                 Err(refusal) => Err(refusal),
@@ -238,12 +239,12 @@ async fn user_name(uid: u32) -> Option<UserId> {
 }
 
 /// A frame's body in a buffer that is wiped; `None` when the connection is over, `Err` when it has to be.
-async fn read(stream: &mut UnixStream, idle: Duration) -> Option<Result<Zeroizing<Vec<u8>>, Refusal>> {
+async fn read(stream: &mut UnixStream, idle: Duration, max: usize) -> Option<Result<Zeroizing<Vec<u8>>, Refusal>> {
     let mut header = [0; HEADER_LEN];
     let (first, rest) = header.split_at_mut(1);
     timeout(idle, stream.read_exact(first)).await.ok()?.ok()?;
     timeout(FRAME_TIME, stream.read_exact(rest)).await.ok()?.ok()?;
-    let Ok(length) = frame::body_len(header, MAX_LOGIN) else { return Some(Err(Refusal::Malformed)) };
+    let Ok(length) = frame::body_len(header, max) else { return Some(Err(Refusal::Malformed)) };
     let mut body = Zeroizing::new(vec![0; length]);
     timeout(FRAME_TIME, stream.read_exact(&mut body)).await.ok()?.ok()?;
     Some(Ok(body))

@@ -78,7 +78,7 @@ impl Daemon for Cugd<'_> {
         if peer != self.trusted {
             return Err(DaemonError::NotRoot(peer));
         }
-        connection.send_all(&frame::encode(request, frame::MAX_LOGIN)?)?;
+        connection.send_all(&frame::encode(request, frame::MAX_SESSION)?)?;
         let mut header = [0; frame::HEADER_LEN];
         connection.receive_all(&mut header)?;
         let mut body = Zeroizing::new(vec![0; frame::body_len(header, frame::MAX_SESSION)?]);
@@ -191,7 +191,7 @@ mod tests {
                 let (mut client, _) = listener.accept().unwrap();
                 let mut header = [0; 4];
                 if client.read_exact(&mut header).is_ok() {
-                    let mut body = vec![0; frame::body_len(header, frame::MAX_LOGIN).unwrap()];
+                    let mut body = vec![0; frame::body_len(header, frame::MAX_SESSION).unwrap()];
                     client.read_exact(&mut body).unwrap();
                     client.write_all(answer).unwrap();
                 }

@@ -23,7 +23,7 @@ pub trait Link: Send {
     fn exporter(&self) -> Result<[u8; 32], LinkError>;
     /// Sends a frame.
     fn send(&mut self, frame: &Frame, deadline: Instant) -> Result<(), LinkError>;
-    /// Receives the body of a frame of at most [`frame::MAX_LOGIN`] bytes.
+    /// Receives the body of a frame of at most [`frame::MAX_SESSION`] bytes.
     fn receive(&mut self, deadline: Instant) -> Result<Zeroizing<Vec<u8>>, LinkError>;
 }
 
@@ -119,7 +119,7 @@ impl Link for TlsLink<'_> {
         self.stream.sock.deadline = deadline;
         let mut header = [0; frame::HEADER_LEN];
         self.stream.read_exact(&mut header).map_err(classify)?;
-        let mut body = Zeroizing::new(vec![0; frame::body_len(header, frame::MAX_LOGIN)?]);
+        let mut body = Zeroizing::new(vec![0; frame::body_len(header, frame::MAX_SESSION)?]);
         self.stream.read_exact(&mut body).map_err(classify)?;
         Ok(body)
     }
@@ -239,6 +239,13 @@ mod tests {
         link.send(&frame, soon(5000)).unwrap();
         assert_eq!(*link.receive(soon(5000)).unwrap(), frame[4..]);
         assert_eq!(link.exporter().unwrap(), echo.exporter());
+
+        // The grant of a user in many closed groups.
+        let echo = tls_server(&ca);
+        let mut link = SERVERS.connect(&echo.address, ca.pin, soon(5000)).unwrap_or_else(|e| panic!("{e:?}"));
+        let header = u32::try_from(frame::MAX_SESSION).unwrap().to_be_bytes();
+        link.send(&Zeroizing::new(header.to_vec()), soon(5000)).unwrap();
+        assert_eq!(link.receive(soon(5000)).unwrap().len(), frame::MAX_SESSION);
 
         let echo = tls_server(&ca);
         let outcome = SERVERS.connect(&echo.address, [1; 32], soon(5000));

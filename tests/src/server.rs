@@ -167,7 +167,8 @@ impl ServerHost {
     /// When it cannot be started.
     pub fn run_with<S: AsRef<OsStr>>(&self, args: &[S], input: &str) -> anyhow::Result<Finished> {
         let mut command = self.space.command(paths::built("cug-server")?)?;
-        command.args(args);
+        // Nobody is there to be asked.
+        command.arg("--yes").args(args);
         process::run(command, input.as_bytes(), RUN_LIMIT)
     }
 

@@ -4,10 +4,13 @@ use crate::ProtocolError;
 use minicbor::{Decode, Encode};
 use zeroize::Zeroizing;
 
-/// Largest message body before and during a login, and on the local socket, in bytes.
+/// Largest message body that anybody may send who has not proved anything: to the server before and during a login, and to `cugd`'s socket by
+/// others than root; in bytes.
 pub const MAX_LOGIN: usize = 16 * 1024;
 
-/// Largest message body on the session channel, in bytes. A snapshot of a large group comes in several messages.
+/// Largest message body otherwise, in bytes: on the session channel, from a server that the terminal has authenticated, and to `cugd` by root. A
+/// snapshot of a large group comes in several messages; a grant of [`crate::message::MAX_GROUPS`] groups with
+/// [`crate::policy::MAX_ALLOW`] exceptions each, some 35 KiB, comes in one.
 pub const MAX_SESSION: usize = 64 * 1024;
 
 /// Bytes of the length in front of a body.

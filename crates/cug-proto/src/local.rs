@@ -1,7 +1,7 @@
 //! What the PAM module and `cugctl` say to `cugd` over `/run/cugd/cugd.sock`.
 //!
-//! Frames as in [`crate::frame`] with [`crate::frame::MAX_LOGIN`] for requests and [`crate::frame::MAX_SESSION`] for replies. One request, one reply, several
-//! in turn on a connection. The kernel says who asks (SO_PEERCRED): root may ask everything, another user only `Status` and `Peers`, and hears only of
+//! Frames as in [`crate::frame`], at most [`crate::frame::MAX_SESSION`]; requests by others than root at most [`crate::frame::MAX_LOGIN`]. One request, one
+//! reply, several in turn on a connection. The kernel says who asks (SO_PEERCRED): root may ask everything, another user only `Status` and `Peers`, and hears only of
 //! their own sessions.
 //!
 //! | request | reply | when |

@@ -94,7 +94,7 @@ impl LoginKeys {
         wg: &WgPublicKey,
         outcome: &Outcome,
     ) -> Result<Vec<u8>, ProtocolError> {
-        let plain = encode_wiped(outcome, crate::frame::MAX_LOGIN - 256)?;
+        let plain = encode_wiped(outcome, crate::frame::MAX_SESSION - 256)?;
         kdf::seal(&self.grant, &[0; 12], &outcome_aad(transcript, wg), &plain)
     }
 

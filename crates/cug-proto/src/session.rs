@@ -94,7 +94,7 @@ impl ChannelKeys {
     }
 }
 
-/// Most bytes of an encoded group: name, key, addresses and [`crate::policy::MAX_ALLOW`] exceptions of some 26 bytes.
+/// Most bytes of an encoded group: name, key, addresses and [`crate::policy::MAX_ALLOW`] exceptions of up to 28 bytes.
 const MAX_GROUP: usize = 2048;
 
 /// WireGuard's preshared key for two members of a group, the same on both sides. Without the group key of the epoch nobody can make it (P3).

@@ -11,8 +11,10 @@ use cug_proto::{
     ProtocolError,
     envelope::{EnvelopeKey, SealedEnvelope},
     frame,
+    local::{CardBinding, ReaderBinding},
     login::{self, LoginKeys, Transcript},
     message::*,
+    policy::{MAX_ALLOW, Policy},
     secret::{Secret, SecretBytes},
     session::{ChannelKeys, preshared_key},
 };
@@ -48,7 +50,7 @@ fn group(key: u8) -> GroupGrant {
         prefix6: Prefix6 { address: "fd00:1::".parse().unwrap(), len: 64 },
         address4: "100.96.0.1".parse().unwrap(),
         address6: "fd00:1::1".parse().unwrap(),
-        policy: cug_proto::policy::Policy::Open,
+        policy: Policy::Open,
     }
 }
 
@@ -182,6 +184,59 @@ fn a_frame_is_bounded_before_anything_is_allocated() {
         Err(ProtocolError::Malformed),
         "bytes after the message"
     );
+}
+
+/// The largest group: every field as long as it gets, and every exception an IPv6 one.
+fn largest_group(id: u32) -> GroupGrant {
+    let allow =
+        (0..MAX_ALLOW).map(|i| format!("[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff{i:02x}]:65535").parse().unwrap());
+    GroupGrant {
+        id: u32::MAX - id,
+        name: "g".repeat(32).parse().unwrap(),
+        epoch: u32::MAX,
+        prefix4: Prefix4 { address: [255; 4].into(), len: 32 },
+        prefix6: Prefix6 { address: [255; 16].into(), len: 128 },
+        policy: Policy::Closed(allow.collect()),
+        ..group(1)
+    }
+}
+
+/// A user in as many groups as there may be, each with as many exceptions as there may be, can log in.
+#[test]
+fn the_largest_grant_fits_into_a_frame() {
+    let groups = (0..u32::try_from(MAX_GROUPS).unwrap()).map(largest_group).collect();
+    let grant = Grant { groups, attach_within: u32::MAX, ..grant() };
+    let (transcript, keys) = (Transcript::new(b"hello", b"challenge").with_envelope(b"envelope"), login_keys());
+    let sealed = keys.seal_outcome(&transcript, &[3; 32], &Outcome::Grant(grant.duplicate())).unwrap();
+    assert!(sealed.len() > frame::MAX_LOGIN, "{} bytes: else the larger frame is not needed", sealed.len());
+    let message = ServerMessage::Outcome(SealedOutcome { sealed: sealed.clone() });
+    assert!(frame::encode(&message, frame::MAX_SESSION).is_ok());
+    let Ok(Outcome::Grant(back)) = login_keys().open_outcome(&transcript, &[3; 32], &sealed) else {
+        panic!("no grant")
+    };
+    assert_eq!(back.groups[31].policy, grant.groups[31].policy);
+
+    let deliver = cug_proto::local::Deliver {
+        offer: [1; 16],
+        grant,
+        server: "s".repeat(300),
+        ca_pin: [1; 32],
+        card: CardBinding::Reader(ReaderBinding {
+            reader: "r".repeat(255),
+            event_count: u32::MAX,
+            atr: vec![1; 33],
+            fingerprint: [1; 32],
+        }),
+    };
+    assert!(frame::encode(&cug_proto::local::Request::Deliver(deliver), frame::MAX_SESSION).is_ok());
+
+    let channel = ChannelKeys::new([1; 16], &Secret::random(&mut rng()), &[2; 32]);
+    let sealed = channel.seal_group(&largest_group(0), [1; 12]).unwrap();
+    assert_eq!(channel.open_group(&sealed).unwrap().policy, largest_group(0).policy);
+}
+
+fn login_keys() -> LoginKeys {
+    LoginKeys::new(&Secret::fill(|k| k.fill(1)), &[2; 32])
 }
 
 /// Every message survives the way over the wire, byte for byte.

@@ -1,22 +1,27 @@
 //! What an administrator can ask for: one [`Request`], one [`Reply`].
 //!
-//! [`AdminService`] carries requests out. It does so in the running server, asked over a socket that only root (and the server's own user) may
+//! [`AdminService`] carries requests out. It does so in the running server, asked over a socket that only root, the server's own user and a configured group may
 //! use, or in the administrator's own process when no server runs. [`ask`] finds out which.
 
+mod check;
 mod password;
+mod peer;
 mod service;
 mod socket;
 mod state;
+mod status;
 
+pub use check::{Finding, Verdict, check};
 pub use password::Password;
 pub use service::{AdminService, card_fingerprint, unhex_bytes};
 pub use socket::{listen, serve};
 pub use state::{StateLock, database, initialise};
+pub use status::{StatusInfo, UserDetail};
 
 use crate::{
     config::Config,
     keys::Keys,
-    store::{CardInfo, GroupInfo, MemberInfo, SessionInfo, Sqlite, UserInfo},
+    store::{CardInfo, GroupInfo, MemberInfo, PolicyUpdate, SessionInfo, Sqlite, UserInfo},
 };
 use anyhow::Result;
 use cug_proto::id::{GroupName, UserId};
@@ -95,6 +100,18 @@ pub enum Request {
     SessionList,
     /// End a user's session.
     SessionEnd(UserId),
+    /// End a session by its number: 32 hexadecimal digits, or the first 8 or more of them.
+    SessionEndNumber(String),
+    /// Change what the members of a group may reach.
+    GroupSet(GroupName, PolicyUpdate),
+    /// Delete a group: who is logged in leaves it.
+    GroupDelete(GroupName),
+    /// Delete a user: the session ends, the cards are revoked, the groups' keys change.
+    UserDelete(UserId),
+    /// One user with cards and session.
+    UserDetail(UserId),
+    /// How the server is.
+    Status,
 }
 
 /// What comes back.
@@ -121,6 +138,10 @@ pub enum Reply {
     Sessions(Vec<SessionInfo>),
     /// A certificate.
     Der(Vec<u8>),
+    /// A user with cards and session.
+    UserDetail(UserDetail),
+    /// How the server is.
+    Status(StatusInfo),
 }
 
 /// Has a request carried out: by the running server, or here when none runs. Blocks.

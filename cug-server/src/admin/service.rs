@@ -7,7 +7,7 @@ use crate::{
     hub::HubHandle,
     keys::Keys,
     service::PasswordPool,
-    store::{By, NewCard, NewGroup, PasswordRecord, Result, Store, StoreError},
+    store::{By, GroupInfo, NewCard, NewGroup, PasswordRecord, PolicyKind, PolicyUpdate, Result, Store, StoreError},
 };
 use cug_proto::{
     id::{Epoch, GroupId, GroupName, UserId},
@@ -28,16 +28,17 @@ use x509_cert::der::{Decode, Encode};
 
 /// Carries requests out on a store; tells the hub if there is one.
 pub struct AdminService {
-    store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn Store>,
     keys: Arc<Keys>,
-    config: Arc<Config>,
-    hub: Option<HubHandle>,
+    pub(super) config: Arc<Config>,
+    pub(super) hub: Option<HubHandle>,
+    pub(super) started: tokio::time::Instant,
 }
 
 impl AdminService {
     /// With a hub in the running server, without one elsewhere.
     pub fn new(store: Arc<dyn Store>, keys: Arc<Keys>, config: Arc<Config>, hub: Option<HubHandle>) -> Self {
-        Self { store, keys, config, hub }
+        Self { store, keys, config, hub, started: clock::monotonic() }
     }
 
     /// Carries a request of the account `uid` out. Blocks.
@@ -105,6 +106,12 @@ impl AdminService {
                 store.end_user_session(by, user, &EndReason::Administrator)?;
                 done(format!("session of user {user} ended"))
             }
+            Request::SessionEndNumber(prefix) => self.end_session(by, prefix)?,
+            Request::GroupSet(group, update) => self.set_policy(by, group, update)?,
+            Request::GroupDelete(group) => self.delete_group(by, group)?,
+            Request::UserDelete(user) => self.delete_user(by, user)?,
+            Request::UserDetail(user) => Reply::UserDetail(self.user_detail(user)?),
+            Request::Status => Reply::Status(self.status()?),
         })
     }
 
@@ -137,6 +144,40 @@ impl AdminService {
         Ok(Reply::Card(hex(&fingerprint)))
     }
 
+    fn set_policy(&self, by: By<'_>, group: &GroupName, update: &PolicyUpdate) -> Result<Reply> {
+        let now = self.store.set_policy(by, group, update)?;
+        let terminals = if now.sessions == 0 { "" } else { "; the terminals are told" };
+        Ok(done(format!("group {group} is {} now{}{terminals}", now.policy.as_str(), exceptions(&now))))
+    }
+
+    fn delete_group(&self, by: By<'_>, group: &GroupName) -> Result<Reply> {
+        self.store.delete_group(by, group)?;
+        Ok(done(format!("group {group} deleted")))
+    }
+
+    fn delete_user(&self, by: By<'_>, user: &UserId) -> Result<Reply> {
+        self.store.delete_user(by, user, &|group, epoch| self.mint(group, epoch))?;
+        Ok(done(format!("user {user} deleted; the cards are revoked, the keys of the user's groups change")))
+    }
+
+    fn end_session(&self, by: By<'_>, prefix: &str) -> Result<Reply> {
+        let prefix = prefix.to_ascii_lowercase();
+        if prefix.len() < 8 || !prefix.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return refuse("give at least the first 8 hexadecimal digits of the session's number");
+        }
+        // One row for each group of a session.
+        let mut matching: Vec<_> =
+            self.store.sessions()?.into_iter().filter(|s| s.id.starts_with(&prefix)).map(|s| (s.id, s.user)).collect();
+        matching.sort_unstable();
+        matching.dedup();
+        let [(id, user)] = matching.as_slice() else {
+            return refuse("there is no such session, or more than one: see `cug-server session list --json`");
+        };
+        let Some(number) = unhex(id) else { return refuse("there is no such session") };
+        self.store.end_numbered_session(by, &number)?;
+        Ok(done(format!("session {id} of user {user} ended")))
+    }
+
     fn revoke_card(&self, by: By<'_>, prefix: &str) -> Result<Reply> {
         let prefix = prefix.to_ascii_lowercase();
         if prefix.len() < 8 || !prefix.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -162,6 +203,14 @@ impl AdminService {
     fn hash(&self, password: &Password) -> Result<PasswordRecord> {
         let record = PasswordPool::hash(self.config.argon2, password.secret(), clock::random());
         record.map_err(|e| StoreError::Fault(e.into()))
+    }
+}
+
+fn exceptions(group: &GroupInfo) -> String {
+    match (group.policy, group.allow.len()) {
+        (_, 0) => String::new(),
+        (PolicyKind::Closed, n) => format!(", with {n} exception{}", if n == 1 { "" } else { "s" }),
+        (PolicyKind::Open, _) => "; its exceptions count once it is closed".into(),
     }
 }
 

@@ -1,7 +1,7 @@
-//! The administrator's socket: a UNIX stream socket, mode 0600, root and the server's own user by their credentials (SO_PEERCRED).
+//! The administrator's socket: a UNIX stream socket, mode 0600, or 0660 with a configured group. The kernel says who asks, see [`super::peer`].
 //! One request and one reply for each connection, both JSON after a u32 length.
 
-use super::{AdminService, Reply, Request};
+use super::{AdminService, Reply, Request, peer};
 use anyhow::{Context, Result, bail};
 use std::{
     io::{ErrorKind, Read, Write},
@@ -26,11 +26,11 @@ const MAX_REPLY: usize = 256 * 1024 * 1024;
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Listens. A socket that an earlier server left is replaced; the state lock says that none runs.
+/// Listens; with `group` its members may connect too. A socket that an earlier server left is replaced; the state lock says that none runs.
 ///
 /// # Errors
 /// A sentence.
-pub fn listen(path: &Path) -> Result<UnixListener> {
+pub fn listen(path: &Path, group: Option<&str>) -> Result<UnixListener> {
     let what = || format!("cannot listen on {}", path.display());
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).with_context(what)?;
@@ -40,7 +40,17 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(path).with_context(what)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).with_context(what)?;
+    let mode = match group {
+        Some(name) => {
+            let gid = peer::group_id(name)?;
+            std::os::unix::fs::chown(path, None, Some(gid)).with_context(|| {
+                format!("cannot give {} to the group {name}: the server's user must be in it", path.display())
+            })?;
+            0o660
+        }
+        None => 0o600,
+    };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).with_context(what)?;
     Ok(listener)
 }
 
@@ -69,10 +79,13 @@ pub async fn serve(listener: UnixListener, service: Arc<AdminService>, mut stop:
 }
 
 async fn one(mut stream: UnixStream, service: Arc<AdminService>) -> Result<()> {
-    let uid = stream.peer_cred()?.uid();
-    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
-        bail!("user number {uid} may not administer the server");
-    }
+    let credentials = stream.peer_cred()?;
+    let uid = credentials.uid();
+    let asked = service.clone();
+    let lookup = tokio::task::spawn_blocking(move || {
+        peer::permitted(uid, credentials.gid(), asked.config.admin_group.as_deref())
+    });
+    let permitted = tokio::time::timeout(PATIENCE, lookup).await.context("the account cannot be looked up")??;
     let exchange = async {
         let len = usize::try_from(stream.read_u32().await?)?;
         if len > MAX_REQUEST {
@@ -80,9 +93,17 @@ async fn one(mut stream: UnixStream, service: Arc<AdminService>) -> Result<()> {
         }
         let mut body = Zeroizing::new(vec![0; len]);
         stream.read_exact(&mut body).await?;
-        let request: Request = serde_json::from_slice(&body)?;
-        drop(body);
-        let reply = tokio::task::spawn_blocking(move || service.carry_out(&request, uid)).await?;
+        let reply = if permitted {
+            let request = serde_json::from_slice::<Request>(&body);
+            drop(body);
+            match request {
+                Ok(request) => tokio::task::spawn_blocking(move || service.carry_out(&request, uid)).await?,
+                Err(_) => Reply::Refused("the request was not understood; is the server of the same version?".into()),
+            }
+        } else {
+            tracing::warn!(uid, "a user who may not administer the server asked");
+            Reply::Refused("you may not administer the server".into())
+        };
         let reply = serde_json::to_vec(&reply)?;
         stream.write_u32(u32::try_from(reply.len())?).await?;
         stream.write_all(&reply).await?;
@@ -96,7 +117,9 @@ pub(super) fn ask(path: &Path, request: &Request) -> Result<Option<Reply>> {
     let mut stream = match Client::connect(path) {
         Ok(stream) => stream,
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
-        Err(e) if e.kind() == ErrorKind::PermissionDenied => bail!("only root may administer the server"),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            bail!("only root may administer the server, or the members of its admin-group")
+        }
         Err(e) => return Err(e).with_context(|| format!("cannot reach the server on {}", path.display())),
     };
     let mut exchange = || -> Result<Reply> {

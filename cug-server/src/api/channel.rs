@@ -170,6 +170,10 @@ impl Channel<'_> {
                 let messages = self.service.group_keys(&self.attached, group, has).await?;
                 self.say_all(&messages).await?;
             }
+            Push::Policy(group) => {
+                let messages = self.service.group_policy(&self.attached, group).await?;
+                self.say_all(&messages).await?;
+            }
             Push::Activate(ack) => self.say(&ServerMessage::Activate(ack)).await?,
             Push::End(reason) => {
                 self.say(&ServerMessage::End(reason)).await?;

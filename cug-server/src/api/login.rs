@@ -59,5 +59,5 @@ pub(super) async fn run(
 }
 
 async fn say(writer: &mut Writer, message: ServerMessage) -> Result<()> {
-    send(writer, &message, frame::MAX_LOGIN).await
+    send(writer, &message, frame::MAX_SESSION).await
 }

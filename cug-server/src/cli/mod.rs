@@ -1,11 +1,15 @@
 //! The command line.
 
 mod card;
+mod confirm;
 mod group;
+mod manual;
 mod output;
 mod prompt;
 mod serve;
 mod session;
+mod tables;
+mod text;
 mod user;
 
 use crate::{
@@ -15,7 +19,7 @@ use crate::{
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use output::Output;
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
 /// Management server of the closed user group VPN.
 #[derive(Parser)]
@@ -24,7 +28,9 @@ use std::{path::PathBuf, process::ExitCode};
     version,
     max_term_width = 100,
     after_help = "A command acts at once: through the running server, or directly on the state when none runs.\n\
-                  Exit status: 0 done, 1 refused or failed (the reason is on standard error), 2 wrong usage."
+                  What ends or deletes something says what that is and asks first; --yes answers beforehand.\n\
+                  Exit status: 0 done, 1 refused or failed (the reason is on standard error), 2 wrong usage,\n\
+                  3 (status only) no server runs."
 )]
 pub struct Cli {
     /// Configuration file [default: /etc/cug/server.toml, if there is one]
@@ -33,6 +39,9 @@ pub struct Cli {
     /// Print JSON instead of tables
     #[arg(long, global = true)]
     json: bool,
+    /// Do not ask before something is ended or deleted
+    #[arg(long, short, global = true)]
+    yes: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -57,12 +66,24 @@ enum Command {
     /// Who is logged in where
     #[command(subcommand)]
     Session(session::Command),
+    /// How the server is: exit status 0 when one runs, 3 when none does
+    Status,
+    /// Look for what is wrong: configuration, file modes, keys, certificates, database, addresses. Exit status 1 when something is
+    Check,
+    /// Print a shell's completions
+    Completions(manual::Completions),
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man(manual::Man),
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let output = Output::new(cli.json);
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let output = Output::new(cli.json, cli.yes);
     match run(cli, &output) {
         Ok(code) => code,
         Err(error) => {
@@ -72,7 +93,23 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Help and version as they are; what is wrong with the arguments without what could garble a terminal: it repeats them.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        error.exit();
+    }
+    let text = text::printable_lines(&error.render().to_string());
+    // A standard error that is closed is nobody who reads.
+    let _closed = std::io::stderr().write_all(text.as_bytes());
+    ExitCode::from(2)
+}
+
 fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
+    match &cli.command {
+        Command::Completions(completions) => return completions.run(output),
+        Command::Man(man) => return man.run(output),
+        _ => {}
+    }
     let config = Config::load(cli.config.as_deref())?;
     match cli.command {
         Command::Init(init) => init.run(&config, output),
@@ -81,12 +118,32 @@ fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         Command::User(command) => command.run(&config, output),
         Command::Group(command) => ask(&config, output, &command.request()),
         Command::Card(command) => command.run(&config, output),
-        Command::Session(command) => ask(&config, output, &command.request()),
+        Command::Session(command) => command.run(&config, output),
+        Command::Status => status(&config, output),
+        Command::Check => {
+            let findings = admin::check(&config);
+            output.findings(&findings)?;
+            let failed = findings.iter().any(|f| f.verdict == admin::Verdict::Failed);
+            Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }
+        // Carried out above: they need no configuration.
+        Command::Completions(_) | Command::Man(_) => Ok(ExitCode::SUCCESS),
     }
 }
 
-/// Has a request carried out and prints what came back.
+fn status(config: &Config, output: &Output) -> Result<ExitCode> {
+    let reply = admin::ask(config, &Request::Status)?;
+    output.reply(&reply)?;
+    Ok(match reply {
+        Reply::Status(status) if status.running => ExitCode::SUCCESS,
+        Reply::Status(_) => ExitCode::from(3),
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// Has a request carried out (first asks, where it ends or deletes something) and prints what came back.
 fn ask(config: &Config, output: &Output, request: &Request) -> Result<ExitCode> {
+    confirm::confirm(config, output, request)?;
     let reply = admin::ask(config, request)?;
     let refused = matches!(reply, Reply::Refused(_));
     output.reply(&reply)?;

@@ -1,8 +1,12 @@
-//! What the administrator sees: tables for people, JSON for programs.
+//! Where results go: tables for people, JSON for programs. And whether the administrator is asked first.
 
+use super::{
+    tables,
+    text::{printable, printable_lines},
+};
 use crate::{
-    admin::Reply,
-    store::{CardInfo, GroupInfo, MemberInfo, SessionInfo, UserInfo},
+    admin::{Finding, Reply},
+    store::{GroupInfo, MemberInfo},
 };
 use anyhow::Result;
 use serde::Serialize;
@@ -11,11 +15,17 @@ use std::io::Write;
 /// Where results go.
 pub(super) struct Output {
     json: bool,
+    yes: bool,
 }
 
 impl Output {
-    pub(super) fn new(json: bool) -> Self {
-        Self { json }
+    pub(super) fn new(json: bool, yes: bool) -> Self {
+        Self { json, yes }
+    }
+
+    /// The administrator said yes to everything beforehand.
+    pub(super) fn agreed(&self) -> bool {
+        self.yes
     }
 
     /// A sentence about what was done.
@@ -23,7 +33,7 @@ impl Output {
         if self.json {
             self.value(&serde_json::json!({ "done": sentence }))
         } else {
-            self.text(&format!("{sentence}\n"))
+            self.text(&format!("{}\n", printable(sentence)))
         }
     }
 
@@ -41,7 +51,7 @@ impl Output {
         let line = if self.json {
             format!("{}\n", serde_json::json!({ "error": sentence }))
         } else {
-            format!("cug-server: {sentence}\n")
+            format!("cug-server: {}\n", printable_lines(sentence))
         };
         // A standard error that is closed is nobody who reads.
         let _closed = std::io::stderr().write_all(line.as_bytes());
@@ -55,18 +65,34 @@ impl Output {
                 self.error(sentence);
                 Ok(())
             }
-            Reply::Users(users) => self.show(users, || users_table(users)),
-            Reply::User(user) => self.show(user, || users_table(std::slice::from_ref(user))),
-            Reply::Groups(groups) => self.show(groups, || groups_table(groups)),
-            Reply::Group(group, members) => self.show(&GroupWithMembers { group, members }, || {
-                format!("{}\n{}", groups_table(std::slice::from_ref(group)), members_table(members))
-            }),
-            Reply::Cards(cards) => self.show(cards, || cards_table(cards)),
+            Reply::Users(users) => self.show(users, || tables::users(users)),
+            Reply::User(user) => self.show(user, || tables::users(std::slice::from_ref(user))),
+            Reply::Groups(groups) => self.show(groups, || tables::groups(groups)),
+            Reply::Group(group, members) => {
+                self.show(&GroupWithMembers { group, members }, || tables::group(group, members))
+            }
+            Reply::Cards(cards) => self.show(cards, || tables::cards(cards)),
             Reply::Card(fingerprint) => self.show(&serde_json::json!({ "fingerprint": fingerprint }), || {
                 format!("card {fingerprint} registered\n")
             }),
-            Reply::Sessions(sessions) => self.show(sessions, || sessions_table(sessions)),
+            Reply::Sessions(sessions) => self.show(sessions, || tables::sessions(sessions)),
             Reply::Der(der) => self.show(der, || format!("{} bytes\n", der.len())),
+            Reply::UserDetail(detail) => self.show(detail, || tables::user(detail)),
+            Reply::Status(status) => self.show(status, || tables::status(status)),
+        }
+    }
+
+    /// What `check` found.
+    pub(super) fn findings(&self, findings: &[Finding]) -> Result<()> {
+        self.show(&findings, || tables::findings(findings))
+    }
+
+    /// Text for a program, such as a shell: as it is.
+    pub(super) fn raw(&self, text: &[u8]) -> Result<()> {
+        match std::io::stdout().write_all(text) {
+            // `| head` has seen enough.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => Ok(other?),
         }
     }
 
@@ -79,11 +105,7 @@ impl Output {
     }
 
     fn text(&self, text: &str) -> Result<()> {
-        match std::io::stdout().write_all(text.as_bytes()) {
-            // `| head` has seen enough.
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            other => Ok(other?),
-        }
+        self.raw(text.as_bytes())
     }
 }
 
@@ -93,99 +115,4 @@ struct GroupWithMembers<'a> {
     group: &'a GroupInfo,
     #[serde(rename = "member_list")]
     members: &'a [MemberInfo],
-}
-
-fn users_table(users: &[UserInfo]) -> String {
-    let rows = users.iter().map(|u| {
-        let groups: Vec<_> = u.groups.iter().map(|g| g.as_str()).collect();
-        let state = if u.disabled { "disabled" } else { "enabled" };
-        [
-            u.user.to_string(),
-            state.into(),
-            or_dash(&groups.join(",")),
-            u.cards.to_string(),
-            maybe(u.address.as_ref()),
-            u.created.clone(),
-        ]
-    });
-    table(["USER", "STATE", "GROUPS", "CARDS", "TERMINAL", "CREATED"], rows)
-}
-
-fn groups_table(groups: &[GroupInfo]) -> String {
-    let rows = groups.iter().map(|g| {
-        let epoch = g.next_epoch.map_or(g.epoch.to_string(), |next| format!("{} -> {next}", g.epoch));
-        [
-            g.group.to_string(),
-            g.prefix4.to_string(),
-            g.prefix6.to_string(),
-            epoch,
-            g.members.to_string(),
-            g.sessions.to_string(),
-        ]
-    });
-    table(["GROUP", "IPV4", "IPV6", "EPOCH", "MEMBERS", "LOGGED IN"], rows)
-}
-
-fn members_table(members: &[MemberInfo]) -> String {
-    let rows = members.iter().map(|m| {
-        [m.user.to_string(), m.overlay4.to_string(), m.overlay6.to_string(), maybe(m.address.as_ref()), m.since.clone()]
-    });
-    table(["USER", "OVERLAY IPV4", "OVERLAY IPV6", "TERMINAL", "MEMBER SINCE"], rows)
-}
-
-fn cards_table(cards: &[CardInfo]) -> String {
-    let rows = cards.iter().map(|c| {
-        let state = c.revoked.as_ref().map_or("valid".into(), |at| format!("revoked {at}"));
-        [c.fingerprint.clone(), c.user.to_string(), c.bits.to_string(), c.kind.clone(), c.issued.clone(), state]
-    });
-    table(["FINGERPRINT", "USER", "BITS", "KIND", "ISSUED", "STATE"], rows)
-}
-
-fn sessions_table(sessions: &[SessionInfo]) -> String {
-    let rows = sessions.iter().map(|s| {
-        let overlay4 = s.overlay4.to_string();
-        [
-            s.group.to_string(),
-            s.user.to_string(),
-            s.address.to_string(),
-            s.host.to_string(),
-            overlay4,
-            s.since.clone(),
-            s.state.clone(),
-        ]
-    });
-    table(["GROUP", "USER", "TERMINAL", "HOST", "OVERLAY", "SINCE", "STATE"], rows)
-}
-
-fn maybe(value: Option<&impl ToString>) -> String {
-    value.map_or("-".into(), ToString::to_string)
-}
-
-fn or_dash(text: &str) -> String {
-    if text.is_empty() { "-".into() } else { text.into() }
-}
-
-/// Columns as wide as their widest cell. All cells are names, numbers and times that were checked: nothing can garble a terminal.
-fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
-    let mut widths = [0; N];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.len().max(*width);
-        }
-    }
-    let line = |row: &[String; N]| {
-        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_table_is_aligned() {
-        let rows = [["USER-A".to_owned(), "1".to_owned()], ["B".to_owned(), "22".to_owned()]];
-        assert_eq!(super::table(["USER", "N"], rows.into_iter()), "USER    N\nUSER-A  1\nB       22\n");
-    }
 }

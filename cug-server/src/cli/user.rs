@@ -20,6 +20,8 @@ pub(super) enum Command {
     Enable(User),
     /// Change a user's password; it is asked for
     SetPassword(WithPassword),
+    /// Delete a user with password, memberships and cards: ends the session, changes the keys of the user's groups
+    Delete(User),
 }
 
 #[derive(clap::Args)]
@@ -55,8 +57,9 @@ impl Command {
                 user: set.user.user,
             },
             Self::List => Request::UserList,
-            Self::Show(user) => Request::UserShow(user.user),
+            Self::Show(user) => Request::UserDetail(user.user),
             Self::Disable(user) => Request::UserDisable(user.user),
+            Self::Delete(user) => Request::UserDelete(user.user),
             Self::Enable(user) => Request::UserEnable(user.user),
         };
         super::ask(config, output, &request)

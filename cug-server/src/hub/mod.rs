@@ -21,7 +21,14 @@ use cug_proto::{
 };
 use leases::Leases;
 use rotation::Rotations;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use terminals::Terminals;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
@@ -62,9 +69,15 @@ pub struct HubUnavailable;
 pub struct HubHandle {
     commands: mpsc::UnboundedSender<Command>,
     changed: Arc<Notify>,
+    attached: Arc<AtomicUsize>,
 }
 
 impl HubHandle {
+    /// How many terminals are attached now.
+    pub fn attached(&self) -> usize {
+        self.attached.load(Ordering::Relaxed)
+    }
+
     /// The store changed.
     pub fn poke(&self) {
         self.changed.notify_one();
@@ -117,6 +130,7 @@ pub struct Hub {
     terminals: Terminals,
     leases: Leases,
     rotations: Rotations,
+    attached: Arc<AtomicUsize>,
 }
 
 impl Hub {
@@ -139,6 +153,7 @@ impl Hub {
             terminals: Terminals::default(),
             leases: Leases::default(),
             rotations: Rotations::default(),
+            attached: Arc::default(),
         };
         for session in sessions {
             hub.leases.set(session, now + lease);
@@ -146,7 +161,8 @@ impl Hub {
         for group in rotating {
             hub.begin_rotation(group, now).await?;
         }
-        Ok((hub, HubHandle { commands: sender, changed }))
+        let attached = hub.attached.clone();
+        Ok((hub, HubHandle { commands: sender, changed, attached }))
     }
 
     /// Runs until nobody holds a [`HubHandle`] any more.
@@ -165,6 +181,7 @@ impl Hub {
                 () = sleep_until(due) => self.due().await,
                 _ = housekeeping.tick() => self.housekeeping().await,
             };
+            self.attached.store(self.terminals.count(), Ordering::Relaxed);
             retry = result.err().map(|error| {
                 tracing::error!(%error, "terminals cannot be told of changes now");
                 clock::monotonic() + RETRY
@@ -263,6 +280,7 @@ impl Hub {
             Change::Activated(group, epoch) => {
                 self.terminals.push_to_group(group, Push::Activate(KeyAck { group, epoch }))
             }
+            Change::Policy(group) => self.terminals.push_to_group(group, Push::Policy(group)),
         }
         Ok(())
     }

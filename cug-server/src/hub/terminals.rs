@@ -32,6 +32,8 @@ pub enum Push {
     Left(GroupId),
     /// There is a new key of this group. It does not wait in a queue: the connection reads and seals it.
     Keys(GroupId),
+    /// The group's policy changed. It does not wait in a queue either.
+    Policy(GroupId),
     /// Use this epoch.
     Activate(KeyAck),
     /// The session is over.
@@ -101,6 +103,10 @@ impl Terminals {
     /// Since when the session's terminal is attached, if it is.
     pub(super) fn attached_since(&self, session: &SessionId) -> Option<Instant> {
         self.by_session.get(session).map(|t| t.since)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.by_session.len()
     }
 
     pub(super) fn any_in(&self, group: GroupId) -> bool {

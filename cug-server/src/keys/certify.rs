@@ -137,15 +137,19 @@ fn named(name: &str, now: UnixTime, life: UnixTime) -> CertificateParams {
 /// Issues a new TLS key and certificate when less than a third of the present one's life is left.
 pub(super) fn renew_tls(dir: &Path, ca: &CertificateDer<'_>, now: UnixTime) -> Result<(), KeyError> {
     let path = dir.join("tls.pem");
-    let present = read_certificate(&path)?;
-    let parsed: x509_cert::Certificate =
-        x509_cert::der::Decode::from_der(&present).map_err(|_| KeyError::bad(&path))?;
-    let end = parsed.tbs_certificate().validity().not_after.to_unix_duration().as_secs();
-    if UnixTime::try_from(end).unwrap_or(UnixTime::MAX) - now >= TLS_LIFE / 3 {
+    if expiry(&path)? - now >= TLS_LIFE / 3 {
         return Ok(());
     }
     tracing::info!("the TLS certificate is renewed");
     issue_tls(dir, &issuer(dir, ca)?, now)
+}
+
+/// When the certificate in a PEM file expires.
+pub(super) fn expiry(path: &Path) -> Result<UnixTime, KeyError> {
+    let present = read_certificate(path)?;
+    let parsed: x509_cert::Certificate = x509_cert::der::Decode::from_der(&present).map_err(|_| KeyError::bad(path))?;
+    let end = parsed.tbs_certificate().validity().not_after.to_unix_duration().as_secs();
+    Ok(UnixTime::try_from(end).unwrap_or(UnixTime::MAX))
 }
 
 fn issue_tls(dir: &Path, issuer: &Issuer<'_, KeyPair>, now: UnixTime) -> Result<(), KeyError> {

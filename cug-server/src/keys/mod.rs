@@ -133,6 +133,15 @@ impl Keys {
     }
 }
 
+/// When the TLS certificate and the CA of a state directory expire.
+///
+/// # Errors
+/// [`KeyError`]
+pub fn expiries(state_dir: &Path) -> Result<[UnixTime; 2], KeyError> {
+    let dir = state_dir.join("keys");
+    Ok([certify::expiry(&dir.join("tls.pem"))?, certify::expiry(&dir.join("ca.pem"))?])
+}
+
 /// TLS 1.3 only; nothing is resumed and nothing is accepted early, so that every connection has its own exporter.
 fn server_config(
     chain: Vec<CertificateDer<'static>>,

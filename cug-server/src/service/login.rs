@@ -208,7 +208,8 @@ impl Service {
         let host_name = credentials.host_name.clone();
         let addresses = super::session::usable(&credentials.addresses);
         let facts = challenged.owned();
-        // The keys are read first: if one changes before the session is there, the terminal gets the new one when it attaches.
+        // The keys are read first: if one changes before the session is there, the terminal gets the new one when it attaches. The policies
+        // are read last: whoever changes one from then on finds the session, and marks it.
         let groups = self
             .store(move |s| {
                 let groups = s.group_keys(&facts.user)?;
@@ -222,6 +223,12 @@ impl Service {
                     wrapped_secret: &wrapped_secret,
                     groups: &epochs,
                 })?;
+                let mut groups = groups;
+                for now in s.group_keys(&facts.user)? {
+                    if let Some(group) = groups.iter_mut().find(|g| g.id == now.id) {
+                        group.policy = now.policy;
+                    }
+                }
                 Ok(groups)
             })
             .await?;

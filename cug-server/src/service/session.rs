@@ -4,7 +4,7 @@ use super::Service;
 use crate::{
     clock,
     hub::{Subscription, peers_messages},
-    store::{By, Ending, GroupView, Place, Result, SessionState, StoreError},
+    store::{By, Ending, GroupKey, GroupView, Place, Result, SessionState, StoreError},
 };
 use cug_proto::{
     id::{GroupId, UserId},
@@ -71,7 +71,7 @@ impl Service {
         };
         let (mut messages, mut revisions) = (Vec::new(), HashMap::new());
         for group in view.groups {
-            messages.extend(self.keys_for(attached, &group)?);
+            messages.extend(self.keys_for(attached, &group, group.policy_changed)?);
             revisions.insert(group.active.id, view.revision);
             messages.extend(peers_messages(group.active.id, view.revision, group.full, group.present, group.gone));
         }
@@ -87,27 +87,39 @@ impl Service {
         let view = self.store(move |s| s.session_view(&session, &[], Some(group))).await?;
         let Some(mut view) = view.and_then(|mut v| v.groups.pop()) else { return Ok(Vec::new()) };
         view.has_epoch = view.has_epoch.max(has_epoch);
-        self.keys_for(attached, &view)
+        self.keys_for(attached, &view, false)
     }
 
-    /// The active epoch if it is missing, and word that it is active; then the one that is being distributed.
-    fn keys_for(&self, attached: &Attached, view: &GroupView) -> Result<Vec<ServerMessage>> {
+    /// The group once more, as its policy is now: the active epoch, and the one that is being distributed.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn group_policy(&self, attached: &Attached, group: GroupId) -> Result<Vec<ServerMessage>> {
+        let session = attached.session;
+        let view = self.store(move |s| s.session_view(&session, &[], Some(group))).await?;
+        let Some(view) = view.and_then(|mut v| v.groups.pop()) else { return Ok(Vec::new()) };
+        std::iter::once(&view.active).chain(&view.pending).map(|key| self.seal(attached, key)).collect()
+    }
+
+    fn seal(&self, attached: &Attached, group: &GroupKey) -> Result<ServerMessage> {
+        let sealed = attached.keys.seal_group(&self.unwrap(group)?, clock::random());
+        sealed.map(ServerMessage::Group).map_err(|e| StoreError::Fault(e.into()))
+    }
+
+    /// The active epoch if it is missing (or has to be sent `again`), and word that it is active; then the one that is being distributed.
+    fn keys_for(&self, attached: &Attached, view: &GroupView, again: bool) -> Result<Vec<ServerMessage>> {
         let mut messages = Vec::new();
-        let seal = |group| {
-            let sealed = attached.keys.seal_group(&self.unwrap(group)?, clock::random());
-            sealed.map(ServerMessage::Group).map_err(|e| StoreError::Fault(e.into()))
-        };
         let active = KeyAck { group: view.active.id, epoch: view.active.epoch };
         let stale = view.has_epoch < active.epoch;
-        if stale {
-            messages.push(seal(&view.active)?);
+        if stale || again {
+            messages.push(self.seal(attached, &view.active)?);
         }
         // Also when it was said before: the terminal may have missed it, and for a known epoch it changes nothing.
         if stale || view.known {
             messages.push(ServerMessage::Activate(active));
         }
-        if let Some(pending) = view.pending.as_ref().filter(|p| p.epoch > view.has_epoch) {
-            messages.push(seal(pending)?);
+        if let Some(pending) = view.pending.as_ref().filter(|p| again || p.epoch > view.has_epoch) {
+            messages.push(self.seal(attached, pending)?);
         }
         Ok(messages)
     }

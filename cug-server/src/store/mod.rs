@@ -121,4 +121,15 @@ pub trait Store: Send + Sync {
     fn cards(&self, user: Option<&UserId>) -> Result<Vec<CardInfo>>;
     /// Who is where: one row for each group of each session (the table of the patent's Fig. 8).
     fn sessions(&self) -> Result<Vec<SessionInfo>>;
+
+    /// Changes what the members of a group may reach; attached terminals are told. Refuses what changes nothing.
+    fn set_policy(&self, by: By<'_>, group: &GroupName, update: &PolicyUpdate) -> Result<GroupInfo>;
+    /// Deletes a user: the session ends, the cards are revoked for ever, the keys of the user's groups change. The audit keeps the name.
+    fn delete_user(&self, by: By<'_>, user: &UserId, mint: Mint<'_>) -> Result<()>;
+    /// Deletes a group and its keys: whoever is logged in leaves it, and a session that has no other group ends.
+    fn delete_group(&self, by: By<'_>, group: &GroupName) -> Result<()>;
+    /// Ends one session for an administrator.
+    fn end_numbered_session(&self, by: By<'_>, session: &SessionId) -> Result<()>;
+    /// Numbers for `status`.
+    fn facts(&self) -> Result<StoreFacts>;
 }

@@ -5,7 +5,7 @@ use crate::{clock::UnixTime, policy::overlay};
 use cug_proto::{
     id::{Epoch, GroupId, GroupName, HostName, UserId},
     message::{EndReason, Fingerprint, GroupGrant, GroupPort, Peer, SessionId, WgPublicKey},
-    policy::Policy,
+    policy::{Allow, Policy},
     secret::Secret,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -65,6 +65,8 @@ pub struct GroupKey {
     pub prefix6: Ipv6Net,
     /// The member's number in it.
     pub host: u32,
+    /// What the member's processes may reach besides it.
+    pub policy: Policy,
 }
 
 impl GroupKey {
@@ -83,7 +85,7 @@ impl GroupKey {
             prefix6: self.prefix6.into(),
             address4,
             address6,
-            policy: Policy::Open,
+            policy: self.policy.clone(),
         })
     }
 }
@@ -137,6 +139,8 @@ pub struct GroupView {
     pub present: Vec<Peer>,
     /// Members who cannot any more.
     pub gone: Vec<UserId>,
+    /// The policy changed since the session's grant.
+    pub policy_changed: bool,
 }
 
 /// Something that terminals must be told.
@@ -154,6 +158,8 @@ pub enum Change {
     Epoch(GroupId),
     /// An epoch is to be used.
     Activated(GroupId, Epoch),
+    /// A group's policy changed.
+    Policy(GroupId),
 }
 
 /// Who logs in with what from where.
@@ -275,6 +281,49 @@ pub struct UserInfo {
     pub created: String,
 }
 
+/// Whether a group's members reach only the group.
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyKind {
+    /// They reach everything besides.
+    Open,
+    /// They reach the group, the management servers, loopback, and the exceptions.
+    Closed,
+}
+
+impl PolicyKind {
+    /// As it is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+impl std::str::FromStr for PolicyKind {
+    type Err = StoreError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "open" => Ok(Self::Open),
+            "closed" => Ok(Self::Closed),
+            _ => Err(StoreError::Refused("a policy is open or closed".into())),
+        }
+    }
+}
+
+/// What to change about a group's policy.
+#[derive(Serialize, Deserialize, Clone, Default, PartialEq, Eq, Debug)]
+pub struct PolicyUpdate {
+    /// Another policy, if any.
+    pub policy: Option<PolicyKind>,
+    /// Exceptions to add.
+    pub allow: Vec<Allow>,
+    /// Exceptions to remove; carried out before `allow`.
+    pub remove: Vec<Allow>,
+}
+
 /// A group, for the administrator.
 #[derive(Serialize, Deserialize, Debug)]
 pub struct GroupInfo {
@@ -294,6 +343,27 @@ pub struct GroupInfo {
     pub members: u32,
     /// How many of them are logged in.
     pub sessions: u32,
+    /// What the members' processes may reach.
+    pub policy: PolicyKind,
+    /// Exceptions that count while the policy is `closed`.
+    pub allow: Vec<Allow>,
+}
+
+/// What the store knows of itself, for the administrator.
+#[derive(Serialize, Deserialize, Debug)]
+pub struct StoreFacts {
+    /// Users.
+    pub users: u64,
+    /// Groups.
+    pub groups: u64,
+    /// Groups whose next epoch is being distributed.
+    pub rotating: u64,
+    /// Cards that are not revoked.
+    pub cards: u64,
+    /// Registered sessions.
+    pub sessions: u64,
+    /// The last backup that the audit knows of, RFC 3339.
+    pub last_backup: Option<String>,
 }
 
 /// A member of a group, for the administrator.
@@ -331,6 +401,8 @@ pub struct CardInfo {
 /// Who is where in which group, for the administrator.
 #[derive(Serialize, Deserialize, Debug)]
 pub struct SessionInfo {
+    /// Number of the session: 32 hexadecimal digits.
+    pub id: String,
     /// Group.
     pub group: GroupName,
     /// User ID.

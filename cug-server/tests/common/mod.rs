@@ -66,6 +66,7 @@ impl TestServer {
             "listen = ['127.0.0.1:0']\nstate-dir = '{0}/state'\nadmin-socket = '{0}/admin.sock'\n{extra}\n[argon2]\nmemory-kib = 64\niterations = 1\n",
             dir.display()
         );
+        std::fs::write(dir.join("server.toml"), &text).unwrap();
         let config = Config::parse(&text, &dir).unwrap();
         copy_template(&config.state_dir);
         let mut server = Self { config, dir, running: None };

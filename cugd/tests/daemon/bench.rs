@@ -18,7 +18,7 @@ use std::{
 };
 
 use cug_proto::{
-    frame::{self, HEADER_LEN, MAX_LOGIN, MAX_SESSION},
+    frame::{self, HEADER_LEN, MAX_SESSION},
     local::{
         CardBinding, Deliver, LOCAL_VERSION, MediumBinding, OfferId, Open, Prepare, Refusal, Reply, Request,
         SessionStatus,
@@ -244,7 +244,7 @@ impl Client {
     }
 
     pub fn ask(&mut self, request: &Request) -> Reply {
-        self.send_raw(&frame::encode(request, MAX_LOGIN).unwrap());
+        self.send_raw(&frame::encode(request, MAX_SESSION).unwrap());
         self.receive()
     }
 

@@ -10,7 +10,8 @@ use bench::{Bench, Client, as_nobody, group, open, prepare, refused};
 use cug_proto::{
     frame::{self, MAX_LOGIN},
     local::{Refusal, Reply, Request},
-    message::{ClearReason, ClientMessage, EndReason, KeyAck, Purpose, ServerMessage},
+    message::{ClearReason, ClientMessage, EndReason, GroupGrant, KeyAck, MAX_GROUPS, Purpose, ServerMessage},
+    policy::{MAX_ALLOW, Policy},
 };
 
 #[test]
@@ -178,6 +179,30 @@ fn noise_on_the_socket_harms_nobody() {
     assert!(client.is_closed());
     bench.until(&mut pam, |session| session.state == "up");
     bench.tunnels.never("down");
+}
+
+/// A user in as many groups as there may be, each with as many exceptions as there may be. Only root may send so much.
+#[test]
+fn the_largest_grant_is_taken_and_a_strangers_large_frame_is_not() {
+    let bench = Bench::start();
+    let mut pam = bench.client();
+    let Reply::Offer(offer) = pam.ask(&prepare("USER-A")) else { panic!("no offer") };
+    let Request::Deliver(mut deliver) = bench.deliver(offer.id) else { panic!("no grant") };
+    let allow: Vec<_> = (0..MAX_ALLOW).map(|i| format!("[2001:db8::{i:x}]:65535").parse().unwrap()).collect();
+    deliver.grant.groups = (1..=u32::try_from(MAX_GROUPS).unwrap())
+        .map(|id| GroupGrant { policy: Policy::Closed(allow.clone()), ..group(id, 1) })
+        .collect();
+    let request = Request::Deliver(deliver);
+    assert!(frame::encode(&request, MAX_LOGIN).is_err(), "small enough for anybody");
+    assert!(matches!(pam.ask(&request), Reply::Delivered(false)));
+
+    let path = bench.socket.clone();
+    as_nobody(move || {
+        let mut client = Client::connect(&path);
+        client.send_raw(&u32::try_from(MAX_LOGIN + 1).unwrap().to_be_bytes());
+        assert_eq!(refused(client.receive()), Refusal::Malformed, "refused by its header");
+        assert!(client.is_closed());
+    });
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub fn server_object() -> ServerObject {
 
 /// The body of a frame.
 pub fn encode_body(message: &ServerMessage) -> Vec<u8> {
-    frame::encode(message, frame::MAX_LOGIN).unwrap()[frame::HEADER_LEN..].to_vec()
+    frame::encode(message, frame::MAX_SESSION).unwrap()[frame::HEADER_LEN..].to_vec()
 }
 
 /// One login at the server.

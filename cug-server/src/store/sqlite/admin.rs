@@ -62,7 +62,12 @@ pub(super) fn disable_user(t: &Transaction<'_>, by: By<'_>, user: &UserId, mint:
 }
 
 /// Ends a user's sessions, pending ones too; with `card`, those that were opened with it.
-fn end_all(t: &Transaction<'_>, user: i64, card: Option<&Fingerprint>, ending: &Ending<'_>) -> Result<usize> {
+pub(super) fn end_all(
+    t: &Transaction<'_>,
+    user: i64,
+    card: Option<&Fingerprint>,
+    ending: &Ending<'_>,
+) -> Result<usize> {
     let mut query = t.prepare_cached("SELECT id FROM session WHERE user = ?1 AND (?2 IS NULL OR card = ?2)")?;
     let sessions: Vec<SessionId> =
         query.query_map(params![user, card], |r| r.get(0))?.collect::<rusqlite::Result<_>>()?;
@@ -125,7 +130,12 @@ pub(super) fn join(t: &Transaction<'_>, by: By<'_>, group: &GroupName, user: &Us
 /// The user's old number in the group, or the next one.
 fn take_seat(t: &Transaction<'_>, group: GroupId, user: i64, name: &GroupName) -> Result<()> {
     let next: u32 =
-        t.query_row("SELECT COALESCE(MAX(host), 0) + 1 FROM seat WHERE closed_group = ?1", [group], |r| r.get(0))?;
+        t.query_row(
+            "SELECT COALESCE(MAX(host), 0) + 1 FROM
+                (SELECT host FROM seat WHERE closed_group = ?1 UNION ALL SELECT host FROM retired_seat WHERE closed_group = ?1)",
+            [group],
+            |r| r.get(0),
+        )?;
     let taken = t.execute(
         "INSERT OR IGNORE INTO seat (closed_group, user, host) VALUES (?1, ?2, ?3)",
         params![group, user, next],
@@ -183,7 +193,7 @@ fn new_epoch(t: &Transaction<'_>, by: By<'_>, group: GroupId, name: &str, mint: 
     Ok(epoch)
 }
 
-fn rotate_groups_of(t: &Transaction<'_>, by: By<'_>, user: i64, mint: Mint<'_>) -> Result<()> {
+pub(super) fn rotate_groups_of(t: &Transaction<'_>, by: By<'_>, user: i64, mint: Mint<'_>) -> Result<()> {
     let mut query = t.prepare_cached(
         "SELECT g.id, g.name FROM membership m JOIN closed_group g ON g.id = m.closed_group WHERE m.user = ?1",
     )?;
@@ -221,6 +231,10 @@ pub(super) fn activate(
 
 pub(super) fn add_card(t: &Transaction<'_>, by: By<'_>, card: &NewCard<'_>) -> Result<()> {
     let user = user_row(t, card.user)?;
+    let retired = "SELECT EXISTS (SELECT 1 FROM retired_card WHERE fingerprint = ?1)";
+    if t.query_row(retired, [card.fingerprint], |r| r.get(0))? {
+        return refuse("this card was a deleted user's, and a card belongs to one user for ever");
+    }
     let added = t.execute(
         "INSERT OR IGNORE INTO card (fingerprint, user, public_key, bits, kind, issued) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         params![card.fingerprint, user, card.public_key, card.bits, card.kind, by.now],

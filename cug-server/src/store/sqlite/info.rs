@@ -41,7 +41,8 @@ pub(super) fn user(t: &Transaction<'_>, user: &UserId) -> Result<UserInfo> {
 const GROUP: &str = "SELECT g.id, g.name, g.prefix4, g.prefix6, g.epoch,
         (SELECT MAX(k.epoch) FROM group_key k WHERE k.closed_group = g.id AND k.epoch > g.epoch),
         (SELECT COUNT(*) FROM membership m WHERE m.closed_group = g.id),
-        (SELECT COUNT(*) FROM session_group sg JOIN session s ON s.id = sg.session WHERE sg.closed_group = g.id AND s.state <> 'pending')
+        (SELECT COUNT(*) FROM session_group sg JOIN session s ON s.id = sg.session WHERE sg.closed_group = g.id AND s.state <> 'pending'),
+        g.policy, (SELECT group_concat(x.network, ' ') FROM policy_exception x WHERE x.closed_group = g.id)
      FROM closed_group g";
 
 fn group_info(r: &rusqlite::Row<'_>) -> rusqlite::Result<GroupInfo> {
@@ -54,6 +55,8 @@ fn group_info(r: &rusqlite::Row<'_>) -> rusqlite::Result<GroupInfo> {
         next_epoch: r.get(5)?,
         members: r.get(6)?,
         sessions: r.get(7)?,
+        policy: row::parse(r, 8)?,
+        allow: row::exceptions(r, 9)?,
     })
 }
 
@@ -111,7 +114,7 @@ pub(super) fn cards(t: &Transaction<'_>, user: Option<&UserId>) -> Result<Vec<Ca
 
 pub(super) fn sessions(t: &Transaction<'_>) -> Result<Vec<SessionInfo>> {
     let mut query = t.prepare_cached(
-        "SELECT g.name, u.name, s.source, s.host_name, s.created, s.state, seat.host, g.prefix4, g.prefix6
+        "SELECT g.name, u.name, s.source, s.host_name, s.created, s.state, seat.host, g.prefix4, g.prefix6, s.id
          FROM session_group sg JOIN session s ON s.id = sg.session JOIN user u ON u.id = s.user
          JOIN closed_group g ON g.id = sg.closed_group JOIN seat ON seat.closed_group = g.id AND seat.user = u.id
          WHERE s.state <> 'pending' ORDER BY g.name, u.name",
@@ -121,6 +124,7 @@ pub(super) fn sessions(t: &Transaction<'_>) -> Result<Vec<SessionInfo>> {
     while let Some(r) = rows.next()? {
         let (overlay4, overlay6) = addresses(row::parse(r, 7)?, row::parse(r, 8)?, r.get(6)?)?;
         sessions.push(SessionInfo {
+            id: row::hex(&r.get::<_, SessionId>(9)?),
             group: row::parse(r, 0)?,
             user: row::parse(r, 1)?,
             address: row::parse(r, 2)?,
@@ -132,4 +136,24 @@ pub(super) fn sessions(t: &Transaction<'_>) -> Result<Vec<SessionInfo>> {
         });
     }
     Ok(sessions)
+}
+
+pub(super) fn facts(t: &Transaction<'_>) -> Result<StoreFacts> {
+    Ok(t.query_row(
+        "SELECT (SELECT COUNT(*) FROM user), (SELECT COUNT(*) FROM closed_group),
+            (SELECT COUNT(DISTINCT k.closed_group) FROM group_key k JOIN closed_group g ON g.id = k.closed_group WHERE k.epoch > g.epoch),
+            (SELECT COUNT(*) FROM card WHERE revoked IS NULL), (SELECT COUNT(*) FROM session WHERE state <> 'pending'),
+            (SELECT MAX(at) FROM audit WHERE event = 'backup')",
+        [],
+        |r| {
+            Ok(StoreFacts {
+                users: r.get(0)?,
+                groups: r.get(1)?,
+                rotating: r.get(2)?,
+                cards: r.get(3)?,
+                sessions: r.get(4)?,
+                last_backup: r.get::<_, Option<UnixTime>>(5)?.map(rfc3339),
+            })
+        },
+    )?)
 }

@@ -2,8 +2,10 @@
 
 mod admin;
 mod audit;
+mod delete;
 mod info;
 mod login;
+mod policy;
 mod row;
 mod schema;
 mod session;
@@ -51,6 +53,24 @@ impl Sqlite {
         prepare(&writer)?;
         schema::migrate(&mut writer)?;
         Ok(Self { path: path.into(), writer: Mutex::new(writer), readers: Mutex::default() })
+    }
+
+    /// Whether the database at `path` is whole: pages, indexes, foreign keys, and the schema of this version. Changes nothing; a server may run.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn verify(path: &Path) -> Result<()> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(BUSY)?;
+        let answer: String = connection.query_row("PRAGMA integrity_check(1)", [], |r| r.get(0))?;
+        if answer != "ok" {
+            return refuse(format!("the database is damaged: {answer}"));
+        }
+        if connection.prepare("PRAGMA foreign_key_check")?.exists([])? {
+            return refuse("the database is damaged: a row refers to another one that is not there");
+        }
+        schema::check(&connection)
     }
 
     /// One atomic, durable write. An error, a panic or a crash within it changes nothing.
@@ -125,6 +145,7 @@ fn change(t: &Transaction<'_>, change: &Change) -> Result<()> {
         Change::Left(group, session) => ("left", (Some(*group), None, Some(*session), None)),
         Change::Epoch(group) => ("epoch", (Some(*group), none.1, none.2, none.3)),
         Change::Activated(group, epoch) => ("activated", (Some(*group), None, None, Some(epoch.to_string()))),
+        Change::Policy(group) => ("policy", (Some(*group), None, None, None)),
     };
     t.prepare_cached("INSERT INTO change (kind, closed_group, user, session, detail) VALUES (?1, ?2, ?3, ?4, ?5)")?
         .execute(params![kind, group, user, session, detail])?;
@@ -183,6 +204,11 @@ delegate! {
     read prefixes4() -> Vec<Ipv4Net> = info::prefixes4;
     read cards(user: Option<&UserId>) -> Vec<CardInfo> = info::cards;
     read sessions() -> Vec<SessionInfo> = info::sessions;
+    write set_policy(by: By<'_>, group: &GroupName, update: &PolicyUpdate) -> GroupInfo = policy::set;
+    write delete_user(by: By<'_>, user: &UserId, mint: Mint<'_>) -> () = delete::user;
+    write delete_group(by: By<'_>, group: &GroupName) -> () = delete::group;
+    write end_numbered_session(by: By<'_>, session: &SessionId) -> () = delete::session;
+    read facts() -> StoreFacts = info::facts;
 }
 
 #[cfg(test)]

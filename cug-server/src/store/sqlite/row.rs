@@ -1,8 +1,11 @@
 //! Rows as types. What does not parse was altered from outside, and is an error of the database.
 
-use super::{GroupKey, Result, StoreError};
+use super::{GroupKey, PolicyKind, Result, StoreError};
 use crate::store::addresses;
-use cug_proto::message::{EndReason, Peer};
+use cug_proto::{
+    message::{EndReason, Peer},
+    policy::{Allow, Policy},
+};
 use rusqlite::{Row, types::Type};
 use std::{
     fmt::Write,
@@ -24,7 +27,7 @@ pub(super) fn parse_optional<T: FromStr>(row: &Row<'_>, column: usize) -> rusqli
     }
 }
 
-/// Columns 0-6: id, name, epoch, wrapped key, prefix4, prefix6, host.
+/// Columns 0-8: id, name, epoch, wrapped key, prefix4, prefix6, host, policy, exceptions.
 pub(super) fn group_key(row: &Row<'_>) -> rusqlite::Result<GroupKey> {
     Ok(GroupKey {
         id: row.get(0)?,
@@ -34,7 +37,24 @@ pub(super) fn group_key(row: &Row<'_>) -> rusqlite::Result<GroupKey> {
         prefix4: parse(row, 4)?,
         prefix6: parse(row, 5)?,
         host: row.get(6)?,
+        policy: match parse(row, 7)? {
+            PolicyKind::Open => Policy::Open,
+            PolicyKind::Closed => Policy::Closed(exceptions(row, 8)?),
+        },
     })
+}
+
+/// Networks with blanks in between, as [`super::policy::EXCEPTIONS`] selects them.
+pub(super) fn exceptions(row: &Row<'_>, column: usize) -> rusqlite::Result<Vec<Allow>> {
+    let text: Option<String> = row.get(column)?;
+    let bad = |_| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, "malformed".into());
+    let mut all: Vec<Allow> = text
+        .unwrap_or_default()
+        .split_whitespace()
+        .map(|t| t.parse().map_err(bad))
+        .collect::<std::result::Result<_, _>>()?;
+    all.sort_unstable();
+    Ok(all)
 }
 
 /// Columns 0-8: user, host name, WireGuard key, source, addresses, port, host, prefix4, prefix6.

@@ -4,7 +4,8 @@ use super::{Result, refuse};
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Each leads from one version (its position) to the next. A released one is never changed.
-const MIGRATIONS: &[&str] = &[include_str!("schema-1.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("schema-1.sql"), include_str!("schema-policy.sql"), include_str!("schema-deletion.sql")];
 
 /// Brings the database to the newest version: all steps in one transaction, or nothing.
 pub(super) fn migrate(connection: &mut Connection) -> Result<()> {
@@ -18,4 +19,16 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<()> {
     }
     transaction.pragma_update(None, "user_version", i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX))?;
     Ok(transaction.commit()?)
+}
+
+/// Whether the schema is of this version.
+pub(super) fn check(connection: &Connection) -> Result<()> {
+    let version: i64 = connection.pragma_query_value(None, "user_version", |r| r.get(0))?;
+    match usize::try_from(version).ok().map(|v| v.cmp(&MIGRATIONS.len())) {
+        Some(std::cmp::Ordering::Equal) => Ok(()),
+        Some(std::cmp::Ordering::Less) => {
+            refuse("the database is of an older version; the next start of the server brings it up to date")
+        }
+        _ => refuse("the database was made by a newer version of cug-server: install that version"),
+    }
 }

@@ -2,7 +2,8 @@
 
 use super::{row, *};
 
-const GROUP_KEY: &str = "SELECT g.id, g.name, k.epoch, k.wrapped, g.prefix4, g.prefix6, seat.host
+const GROUP_KEY: &str = "SELECT g.id, g.name, k.epoch, k.wrapped, g.prefix4, g.prefix6, seat.host, g.policy,
+        (SELECT group_concat(x.network, ' ') FROM policy_exception x WHERE x.closed_group = g.id)
      FROM membership m
      JOIN closed_group g ON g.id = m.closed_group
      JOIN seat ON seat.closed_group = m.closed_group AND seat.user = m.user
@@ -44,7 +45,7 @@ pub(super) fn session_view(
     let Some((user, name)) = owner else { return Ok(None) };
     let revision = revision(t)?;
     let mut groups = Vec::new();
-    for (group, has_epoch) in epochs_of(t, session, only)? {
+    for (group, has_epoch, policy_changed) in epochs_of(t, session, only)? {
         let known = known.iter().find(|k| k.group == group);
         let Some(active) = key_of(t, group, user, "k.epoch = g.epoch")? else { continue };
         let pending = key_of(t, group, user, "k.epoch > g.epoch")?;
@@ -62,17 +63,27 @@ pub(super) fn session_view(
             None => (true, snapshot(t, group, &name)?, Vec::new()),
         };
         let has_epoch = known.map_or(has_epoch, |k| k.epoch);
-        groups.push(GroupView { active, pending, has_epoch, known: known.is_some(), full, present, gone });
+        groups.push(GroupView {
+            active,
+            pending,
+            has_epoch,
+            known: known.is_some(),
+            full,
+            present,
+            gone,
+            policy_changed,
+        });
     }
     Ok(Some(SessionView { revision, groups }))
 }
 
-fn epochs_of(t: &Transaction<'_>, session: &SessionId, only: Option<GroupId>) -> Result<Vec<(GroupId, Epoch)>> {
+fn epochs_of(t: &Transaction<'_>, session: &SessionId, only: Option<GroupId>) -> Result<Vec<(GroupId, Epoch, bool)>> {
     let mut query = t.prepare_cached(
-        "SELECT closed_group, epoch FROM session_group WHERE session = ?1 AND (?2 IS NULL OR closed_group = ?2) ORDER BY closed_group",
+        "SELECT closed_group, epoch, policy_changed FROM session_group WHERE session = ?1 AND (?2 IS NULL OR closed_group = ?2) ORDER BY closed_group",
     )?;
-    let groups =
-        query.query_map(params![session, only], |r| Ok((r.get(0)?, r.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
+    let groups = query
+        .query_map(params![session, only], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?
+        .collect::<rusqlite::Result<_>>()?;
     Ok(groups)
 }
 
@@ -146,6 +157,7 @@ pub(super) fn changes_since(t: &Transaction<'_>, revision: u64) -> Result<Vec<(u
             "left" => Change::Left(r.get(2)?, r.get(4)?),
             "epoch" => Change::Epoch(r.get(2)?),
             "activated" => Change::Activated(r.get(2)?, row::parse(r, 5)?),
+            "policy" => Change::Policy(r.get(2)?),
             other => return Err(StoreError::Fault(format!("unknown kind of change {other:?}").into())),
         };
         changes.push((r.get(0)?, change));

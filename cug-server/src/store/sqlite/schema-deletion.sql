@@ -1,0 +1,10 @@
+-- What is left of deleted users, so that neither a card nor an overlay address ever comes to mean another person.
+CREATE TABLE retired_card (
+    fingerprint BLOB PRIMARY KEY CHECK (length(fingerprint) = 32)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE retired_seat (
+    closed_group INTEGER NOT NULL REFERENCES closed_group (id) ON DELETE CASCADE,
+    host INTEGER NOT NULL,
+    PRIMARY KEY (closed_group, host)
+) STRICT, WITHOUT ROWID;
