@@ -1,7 +1,10 @@
 //! The command line.
 
+mod audit;
+mod backup;
 mod card;
 mod group;
+mod import;
 mod output;
 mod prompt;
 mod serve;
@@ -57,6 +60,16 @@ enum Command {
     /// Who is logged in where
     #[command(subcommand)]
     Session(session::Command),
+    /// Show what happened, newest last
+    Audit(audit::Audit),
+    /// Add users, groups and memberships from a CSV or JSON file: all or nothing
+    Import(import::Import),
+    /// Print all users, groups and memberships as JSON, in the form that import reads
+    Export(import::Export),
+    /// Copy the database into a file, while the server runs or not
+    Backup(backup::Backup),
+    /// Put a backup in the place of the database; the server must be stopped
+    Restore(backup::Restore),
 }
 
 /// Runs the command line of this process.
@@ -82,13 +95,18 @@ fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         Command::Group(command) => ask(&config, output, &command.request()),
         Command::Card(command) => command.run(&config, output),
         Command::Session(command) => ask(&config, output, &command.request()),
+        Command::Audit(audit) => audit.run(&config, output),
+        Command::Import(import) => import.run(&config, output),
+        Command::Export(export) => export.run(&config, output),
+        Command::Backup(backup) => backup.run(&config, output),
+        Command::Restore(restore) => restore.run(&config, output),
     }
 }
 
 /// Has a request carried out and prints what came back.
 fn ask(config: &Config, output: &Output, request: &Request) -> Result<ExitCode> {
     let reply = admin::ask(config, request)?;
-    let refused = matches!(reply, Reply::Refused(_));
+    let refused = matches!(reply, Reply::Refused(_) | Reply::BadLines(_));
     output.reply(&reply)?;
     Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     admin::Reply,
-    store::{CardInfo, GroupInfo, MemberInfo, SessionInfo, UserInfo},
+    store::{AuditRow, CardInfo, GroupInfo, MemberInfo, SessionInfo, UserInfo},
 };
 use anyhow::Result;
 use serde::Serialize;
@@ -66,15 +66,43 @@ impl Output {
                 format!("card {fingerprint} registered\n")
             }),
             Reply::Sessions(sessions) => self.show(sessions, || sessions_table(sessions)),
+            Reply::Audit(rows) => self.audit(rows, true),
+            Reply::AuditVerdict(verdict) => self.show(verdict, || format!("{verdict:?}\n")),
+            Reply::Export(export) => self.value(export),
+            Reply::BadLines(problems) => {
+                for one in problems {
+                    self.error(&format!("line {}: {}", one.line, one.problem));
+                }
+                let lines = problems.len();
+                self.error(&format!(
+                    "nothing was imported: {lines} {}",
+                    if lines == 1 { "problem" } else { "problems" }
+                ));
+                Ok(())
+            }
+            Reply::Progress { done, total } => self.done(&format!("{done} of {total}")),
             Reply::Der(der) => self.show(der, || format!("{} bytes\n", der.len())),
         }
     }
 
-    fn show(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+    /// Rows of the audit: JSON a line each, or a table whose head is printed with the first rows only.
+    pub(super) fn audit(&self, rows: &[AuditRow], with_head: bool) -> Result<()> {
+        if self.json {
+            let lines = rows.iter().map(|row| Ok(format!("{}\n", serde_json::to_string(row)?)));
+            return self.text(&lines.collect::<Result<String>>()?);
+        }
+        self.text(&audit_table(rows, with_head))
+    }
+
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    pub(super) fn show(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
         if self.json { self.value(value) } else { self.text(&text()) }
     }
 
-    fn value(&self, value: &impl Serialize) -> Result<()> {
+    pub(super) fn value(&self, value: &impl Serialize) -> Result<()> {
         self.text(&format!("{}\n", serde_json::to_string_pretty(value)?))
     }
 
@@ -98,7 +126,11 @@ struct GroupWithMembers<'a> {
 fn users_table(users: &[UserInfo]) -> String {
     let rows = users.iter().map(|u| {
         let groups: Vec<_> = u.groups.iter().map(|g| g.as_str()).collect();
-        let state = if u.disabled { "disabled" } else { "enabled" };
+        let state = match (u.disabled, u.has_password) {
+            (true, _) => "disabled",
+            (false, true) => "enabled",
+            (false, false) => "no password",
+        };
         [
             u.user.to_string(),
             state.into(),
@@ -155,6 +187,36 @@ fn sessions_table(sessions: &[SessionInfo]) -> String {
         ]
     });
     table(["GROUP", "USER", "TERMINAL", "HOST", "OVERLAY", "SINCE", "STATE"], rows)
+}
+
+/// Fixed widths, because `--follow` does not know what comes. The card's fingerprint is cut to what `card revoke` takes.
+fn audit_table(rows: &[AuditRow], with_head: bool) -> String {
+    let line = |[time, actor, event, user, outcome, source, card, reason]: [&str; 8]| {
+        let text =
+            format!("{time:20}  {actor:12}  {event:18}  {user:12}  {outcome:7}  {source:15}  {card:12}  {reason}");
+        format!("{}\n", text.trim_end())
+    };
+    let head = with_head.then(|| line(["TIME", "BY", "EVENT", "USER", "OUTCOME", "FROM", "CARD", "REASON"]));
+    let rows = rows.iter().map(|row| {
+        let plain = |text: &Option<String>| text.as_deref().map_or("-".into(), printable);
+        let card: String = plain(&row.card).chars().take(12).collect();
+        line([
+            &row.time,
+            &printable(&row.actor),
+            &printable(&row.event),
+            &plain(&row.user),
+            &printable(&row.outcome),
+            &plain(&row.source),
+            &card,
+            &plain(&row.reason),
+        ])
+    });
+    head.into_iter().chain(rows).collect()
+}
+
+/// The audit is shown also after somebody altered it: nothing of it may move a cursor.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 fn maybe(value: Option<&impl ToString>) -> String {
