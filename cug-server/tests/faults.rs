@@ -347,6 +347,65 @@ async fn an_import_through_the_server_names_every_bad_line_and_an_imported_user_
     assert!(success(&import(&["--merge", again.to_str().unwrap()])).contains("0 users, 0 groups and 0 memberships"));
 }
 
+/// Whether and how a process is killed at a random moment of its first tenth of a second.
+fn kill_at_some_moment(mut child: Child) {
+    let [a, b] = cug_server::clock::random::<2>().map(u64::from);
+    let moment = cug_server::clock::monotonic() + std::time::Duration::from_micros((a * 256 + b) * 3 / 2);
+    while cug_server::clock::monotonic() < moment && child.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    let _ended_already = child.kill();
+    child.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_or_an_import_that_is_killed_has_happened_or_has_not() {
+    let mut server = TestServer::start("").await;
+    server.patent().await;
+    server.stop().await;
+    let config = server.write_config();
+    let file = server.dir.join("backup.db");
+    let import = server.dir.join("users.csv");
+    let lines: String = (0..500).map(|i| format!("n{i},VPN1\n")).collect();
+    std::fs::write(&import, format!("user,groups\n{lines}")).unwrap();
+    let (file, import) = (file.to_str().unwrap(), import.to_str().unwrap());
+    let spawn =
+        |arguments: &[&str]| command(&config, arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let users = || {
+        let listed = success(&run(&config, &["--json", "user", "list"]));
+        listed.matches("\"user\":").count()
+    };
+    tokio::task::block_in_place(|| {
+        success(&run(&config, &["backup", file]));
+        let mut seen = std::collections::BTreeSet::new();
+        for round in 0..20 {
+            kill_at_some_moment(spawn(&["import", import]));
+            let after = users();
+            assert!(after == 4 || after == 504, "round {round}: {after} users");
+            kill_at_some_moment(spawn(&["restore", file]));
+            let restored = users();
+            assert!(restored == 4 || restored == after, "round {round}: {restored} users");
+            assert!(success(&run(&config, &["audit", "verify"])).contains("as they were written"), "round {round}");
+            seen.extend([after, restored]);
+            success(&run(&config, &["restore", file]));
+            // The old database, aside: one for each second.
+            for entry in std::fs::read_dir(&server.config.state_dir).unwrap().map(Result::unwrap) {
+                if entry.file_name().to_str().unwrap().contains("before-") {
+                    std::fs::remove_file(entry.path()).unwrap();
+                }
+            }
+        }
+        assert_eq!(seen.len(), 2, "killed always too early or always too late: {seen:?}");
+        // In the place of a damaged database, with a log that was left beside it.
+        let database = server.config.state_dir.join("cug.db");
+        std::fs::write(&database, vec![7; 9000]).unwrap();
+        std::fs::write(server.config.state_dir.join("cug.db-wal"), vec![7; 9000]).unwrap();
+        refusal(&run(&config, &["user", "list"]));
+        success(&run(&config, &["restore", file]));
+        assert_eq!(users(), 4);
+    });
+}
+
 /// The real program with a journal of its own: rows come with their fields, after the commit.
 struct Journal {
     socket: UnixDatagram,

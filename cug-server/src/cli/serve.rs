@@ -23,7 +23,7 @@ impl Init {
     pub(super) fn run(&self, config: &Config, output: &Output) -> Result<ExitCode> {
         admin::initialise(config, &self.name)?;
         output.done(&format!(
-            "{} is ready; its directory keys must be in your backup. \
+            "{} is ready; keep a copy of its directory keys, apart from your backups. \
              `cug-server terminal-config SERVER` prints what terminals need",
             config.state_dir.display()
         ))?;

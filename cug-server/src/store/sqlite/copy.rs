@@ -17,6 +17,9 @@ use std::{
 /// By how much the revision jumps at a restore: whatever a terminal knows of the database that was lost is older than that.
 const JUMP: i64 = 1 << 32;
 
+/// A database and what may lie beside it.
+const ENDS: [&str; 4] = ["", "-wal", "-shm", "-journal"];
+
 /// What is in a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backup {
@@ -57,9 +60,12 @@ fn existing(database: &Path) -> Result<Connection> {
 /// Copies all pages within one read of the source, and checks the copy.
 fn copy(from: &Connection, to: &Path) -> Result<Backup> {
     let at = |e| condition::fault(to, e);
-    match std::fs::remove_file(to) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(file_fault(to, &e)),
-        _ => {}
+    // Also the log that a copy left which was interrupted: it would be taken for this one's.
+    for end in ENDS {
+        match std::fs::remove_file(beside(to, end)) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(file_fault(to, &e)),
+            _ => {}
+        }
     }
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(|e| file_fault(to, &e))?;
     let mut copy = Connection::open(to).map_err(at)?;
@@ -134,7 +140,7 @@ impl Sqlite {
         let new = beside(database, ".restored");
         let prepared = prepare(backup, &new, keys, by, mint, force).and_then(|()| replace(database, &new, by.now));
         if prepared.is_err() {
-            for end in ["", "-wal", "-shm", "-journal"] {
+            for end in ENDS {
                 // Whatever is left of it is of no use.
                 let _gone = std::fs::remove_file(beside(&new, end));
             }
@@ -223,7 +229,7 @@ fn begin_again(t: &Transaction<'_>, by: By<'_>, mint: Mint<'_>, reason: &str) ->
 
 /// One rename. The log of the old database must be gone by then: it would be taken for the new one's.
 fn replace(database: &Path, new: &Path, now: UnixTime) -> Result<Option<PathBuf>> {
-    let aside = beside(database, &format!(".before-{}", clock::rfc3339(now).replace([':', '-'], "")));
+    let aside = name_aside(database, now)?;
     let kept = match std::fs::hard_link(database, &aside) {
         Ok(()) => Some(aside.clone()),
         Err(e) if e.kind() == ErrorKind::NotFound => None,
@@ -244,4 +250,12 @@ fn replace(database: &Path, new: &Path, now: UnixTime) -> Result<Option<PathBuf>
     std::fs::rename(new, database).map_err(|e| file_fault(database, &e))?;
     sync_dir(database)?;
     Ok(kept)
+}
+
+/// A name for the old database that nothing has yet; an interrupted restore may have left one a moment ago.
+fn name_aside(database: &Path, now: UnixTime) -> Result<PathBuf> {
+    let time = clock::rfc3339(now).replace([':', '-'], "");
+    let names = (1..100).map(|n| if n == 1 { format!(".before-{time}") } else { format!(".before-{time}-{n}") });
+    let free = names.map(|name| beside(database, &name)).find(|path| path.symlink_metadata().is_err());
+    free.map_or_else(|| refuse("there are too many old databases beside the present one: remove some"), Ok)
 }
