@@ -38,6 +38,34 @@ pub fn rfc3339(time: UnixTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// What [`rfc3339`] writes, or a date alone (its beginning): `2026-11-22T10:00:00Z`, `2026-11-22`. `None` for anything else.
+pub fn parse_rfc3339(text: &str) -> Option<UnixTime> {
+    let (date, time) = text.split_once('T').unwrap_or((text, "00:00:00Z"));
+    let [year, month, day] = numbers(date, '-')?;
+    let [hour, minute, second] = numbers(time.strip_suffix('Z')?, ':')?;
+    let days = days(year, month, day);
+    let exists = civil(days) == (year, month, day) && hour < 24 && minute < 60 && second < 60;
+    exists.then(|| days * 86_400 + hour * 3600 + minute * 60 + second)
+}
+
+/// Three numbers of at most four digits.
+fn numbers(text: &str, between: char) -> Option<[i64; 3]> {
+    let number = |part: &str| {
+        let digits = (1..=4).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
+        if digits { part.parse().ok() } else { None }
+    };
+    let numbers: Vec<i64> = text.split(between).map(number).collect::<Option<_>>()?;
+    numbers.try_into().ok()
+}
+
+/// The other way round than [`civil`]; a date that does not exist comes out as another one.
+fn days(year: i64, month: i64, day: i64) -> i64 {
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_year = (153 * month + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
 /// Days since 1970-01-01 as year, month, day: 400-year eras that begin on 1 March.
 fn civil(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
@@ -61,6 +89,20 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
             assert_eq!(super::rfc3339(time), text);
+            assert_eq!(super::parse_rfc3339(text), Some(time));
+        }
+        assert_eq!(super::parse_rfc3339("2000-02-29"), Some(951_782_400));
+        for bad in [
+            "",
+            "2001-02-29",
+            "2000-13-01",
+            "2000-00-01",
+            "2000-1",
+            "2000-01-01T24:00:00Z",
+            "2000-01-01T00:00:00",
+            "+200-01-01",
+        ] {
+            assert_eq!(super::parse_rfc3339(bad), None, "{bad}");
         }
     }
 }

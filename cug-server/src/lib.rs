@@ -4,6 +4,7 @@
 //! * [`server`]: puts the parts together; [`api`]: TLS, frames, and which message may come when.
 //! * [`service`]: the use-cases of a login and of a session; [`policy`]: the decisions, pure.
 //! * [`store`]: what is kept, one atomic write per use-case; [`hub`]: tells terminals what changed.
+//! * [`import`]: files with users and groups, pure.
 //! * [`keys`]: the organisation's keys; [`config`]; [`clock`]: time and randomness.
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod hub;
+pub mod import;
 pub mod keys;
 pub mod policy;
 pub mod server;

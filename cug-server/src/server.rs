@@ -1,15 +1,6 @@
 //! The running server: all parts put together.
 
-use crate::{
-    admin,
-    api::Api,
-    clock,
-    config::Config,
-    hub::Hub,
-    keys::Keys,
-    service::Service,
-    store::{Sqlite, Store},
-};
+use crate::{admin, api::Api, clock, config::Config, hub::Hub, keys::Keys, service::Service, store::Store};
 use anyhow::{Context, Result};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
@@ -40,7 +31,7 @@ impl Server {
         let config = Arc::new(config);
         let keys = Arc::new(Keys::load(&config.state_dir)?);
         let tls = keys.tls_config(clock::unix_now())?;
-        let store: Arc<dyn Store> = Arc::new(Sqlite::open(&admin::database(&config.state_dir))?);
+        let store: Arc<dyn Store> = Arc::new(admin::open_store(&config.state_dir, &keys)?);
         let (hub, handle) = Hub::start(store.clone(), config.lease).await?;
         let (stop, stopped) = watch::channel(false);
 

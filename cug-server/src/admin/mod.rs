@@ -4,6 +4,7 @@
 //! use, or in the administrator's own process when no server runs. [`ask`] finds out which.
 
 mod check;
+mod directory;
 mod password;
 mod peer;
 mod service;
@@ -12,16 +13,20 @@ mod state;
 mod status;
 
 pub use check::{Finding, Verdict, check};
+pub use directory::{Export, ExportGroup, ExportUser};
 pub use password::Password;
 pub use service::{AdminService, card_fingerprint, unhex_bytes};
 pub use socket::{listen, serve};
-pub use state::{StateLock, database, initialise};
+pub use state::{StateLock, back_up, database, initialise, open_store, restore};
 pub use status::{StatusInfo, UserDetail};
 
 use crate::{
     config::Config,
     keys::Keys,
-    store::{CardInfo, GroupInfo, MemberInfo, PolicyUpdate, SessionInfo, Sqlite, UserInfo},
+    store::{
+        AuditQuery, AuditRow, AuditVerdict, CardInfo, Directory, GroupInfo, LineProblem, MemberInfo, PolicyUpdate,
+        SessionInfo, Sqlite, UserInfo,
+    },
 };
 use anyhow::Result;
 use cug_proto::id::{GroupName, UserId};
@@ -112,6 +117,17 @@ pub enum Request {
     UserDetail(UserId),
     /// How the server is.
     Status,
+    /// Rows of the audit.
+    Audit(AuditQuery),
+    /// Check the audit's chain; with the code of a row that an earlier check answered with.
+    AuditVerify(Option<String>),
+    /// Add users, groups and memberships: all or nothing.
+    Import(Directory),
+    /// All users, groups and memberships.
+    Export {
+        /// With the hashes of passwords.
+        secrets: bool,
+    },
 }
 
 /// What comes back.
@@ -142,6 +158,21 @@ pub enum Reply {
     UserDetail(UserDetail),
     /// How the server is.
     Status(StatusInfo),
+    /// Rows of the audit.
+    Audit(Vec<AuditRow>),
+    /// What checking the audit found.
+    AuditVerdict(AuditVerdict),
+    /// All users, groups and memberships.
+    Export(Export),
+    /// Nothing was imported; what is wrong with which line.
+    BadLines(Vec<LineProblem>),
+    /// Not the reply yet: so much of a long request is done.
+    Progress {
+        /// Of `total`.
+        done: u64,
+        /// All.
+        total: u64,
+    },
 }
 
 /// Has a request carried out: by the running server, or here when none runs. Blocks.
@@ -149,14 +180,22 @@ pub enum Reply {
 /// # Errors
 /// A sentence: no permission, not initialised, a server that does not answer. A refusal is a [`Reply`].
 pub fn ask(config: &Config, request: &Request) -> Result<Reply> {
-    if let Some(reply) = socket::ask(&config.admin_socket, request)? {
+    ask_telling(config, request, &mut |_, _| {})
+}
+
+/// Like [`ask`], for a request that takes long: `progress` hears how much of how much is done.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_telling(config: &Config, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
+    if let Some(reply) = socket::ask(&config.admin_socket, request, progress)? {
         return Ok(reply);
     }
     let _lock = StateLock::take(&config.state_dir)?;
     let keys = Arc::new(Keys::load(&config.state_dir)?);
-    let store = Arc::new(Sqlite::open(&database(&config.state_dir))?);
+    let store = Arc::new(open_store(&config.state_dir, &keys)?);
     let service = AdminService::new(store, keys, Arc::new(config.clone()), None);
-    let reply = service.carry_out(request, nix::unistd::geteuid().as_raw());
+    let reply = service.carry_out_telling(request, nix::unistd::geteuid().as_raw(), progress);
     state::give_to_owner(&config.state_dir)?;
     Ok(reply)
 }

@@ -43,8 +43,18 @@ impl AdminService {
 
     /// Carries a request of the account `uid` out. Blocks.
     pub fn carry_out(&self, request: &Request, uid: u32) -> Reply {
+        self.carry_out_telling(request, uid, &mut |_, _| {})
+    }
+
+    /// Like [`AdminService::carry_out`]; `progress` hears how much of how much is done.
+    pub fn carry_out_telling(&self, request: &Request, uid: u32, progress: &mut dyn FnMut(u64, u64)) -> Reply {
         let actor = account_name(uid);
-        let reply = self.dispatch(request, By { actor: &actor, now: clock::unix_now() }).unwrap_or_else(|error| {
+        let by = By { actor: &actor, now: clock::unix_now() };
+        let reply = match request {
+            Request::Import(directory) => self.import(by, directory, progress),
+            request => self.dispatch(request, by),
+        };
+        let reply = reply.unwrap_or_else(|error| {
             if let StoreError::Fault(_) = &error {
                 tracing::error!(%error, "an administrator's request failed");
             }
@@ -112,6 +122,10 @@ impl AdminService {
             Request::UserDelete(user) => self.delete_user(by, user)?,
             Request::UserDetail(user) => Reply::UserDetail(self.user_detail(user)?),
             Request::Status => Reply::Status(self.status()?),
+            Request::Audit(query) => self.audit(query)?,
+            Request::AuditVerify(noted) => self.audit_verify(noted.as_deref())?,
+            Request::Import(directory) => self.import(by, directory, &mut |_, _| {})?,
+            Request::Export { secrets } => self.export(*secrets)?,
         })
     }
 
@@ -193,11 +207,8 @@ impl AdminService {
         Ok(done(format!("card {} of user {} revoked", card.fingerprint, card.user)))
     }
 
-    /// A new group key, wrapped at once.
-    fn mint(&self, group: GroupId, epoch: Epoch) -> Result<Vec<u8>> {
-        let key = Secret::random(&mut clock::rng());
-        let wrapped = self.keys.storage().wrap_group_key(group, epoch, &key, &mut clock::rng());
-        wrapped.map_err(|e| StoreError::Fault(e.into()))
+    pub(super) fn mint(&self, group: GroupId, epoch: Epoch) -> Result<Vec<u8>> {
+        mint(&self.keys, group, epoch)
     }
 
     fn hash(&self, password: &Password) -> Result<PasswordRecord> {
@@ -214,7 +225,14 @@ fn exceptions(group: &GroupInfo) -> String {
     }
 }
 
-fn done(sentence: String) -> Reply {
+/// A new group key, wrapped at once.
+pub(super) fn mint(keys: &Keys, group: GroupId, epoch: Epoch) -> Result<Vec<u8>> {
+    let key = Secret::random(&mut clock::rng());
+    let wrapped = keys.storage().wrap_group_key(group, epoch, &key, &mut clock::rng());
+    wrapped.map_err(|e| StoreError::Fault(e.into()))
+}
+
+pub(super) fn done(sentence: String) -> Reply {
     Reply::Done(sentence)
 }
 
@@ -243,12 +261,12 @@ fn card_key(input: &[u8]) -> Result<(Vec<u8>, u32)> {
     Ok((spki.as_bytes().to_vec(), u32::try_from(bits).unwrap_or_default()))
 }
 
-fn account_name(uid: u32) -> String {
+pub(super) fn account_name(uid: u32) -> String {
     let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
     user.map_or_else(|| format!("uid {uid}"), |u| u.name)
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
@@ -271,7 +289,7 @@ pub fn card_fingerprint(input: &[u8]) -> Result<Fingerprint> {
     Ok(Sha256::digest(card_key(input)?.0).into())
 }
 
-fn parse_ula(text: &str) -> Option<[u8; 5]> {
+pub(super) fn parse_ula(text: &str) -> Option<[u8; 5]> {
     unhex(text)
 }
 

@@ -3,13 +3,13 @@
 use crate::{
     clock,
     config::Config,
-    keys,
-    store::{Sqlite, Store},
+    keys::{self, AuditKey, Keys},
+    store::{self, Backup, By, Sqlite, Store, StoreError},
 };
 use anyhow::{Context, Result, bail};
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
     path::{Path, PathBuf},
 };
 
@@ -33,6 +33,7 @@ impl StateLock {
         if !state_dir.is_dir() {
             bail!(keys::KeyError::NotInitialised(state_dir.into()));
         }
+        close_to_others(state_dir)?;
         let path = state_dir.join("lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.with_context(|| format!("cannot open {}", path.display()))?;
@@ -63,13 +64,67 @@ pub fn initialise(config: &Config, organisation: &str) -> Result<()> {
     let path = database(dir);
     let touched = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
     touched.with_context(|| format!("cannot make {}", path.display()))?;
-    let store = Sqlite::open(&path)?;
+    let store = Sqlite::open(&path, &AuditKey::not_yet())?;
     store.set_once("organisation", organisation)?;
     let ula: String = clock::random::<5>().iter().map(|b| format!("{b:02x}")).collect();
     store.set_once(ULA, &ula)?;
     drop(store);
     keys::create(dir, organisation, clock::unix_now())?;
+    drop(open_store(dir, &Keys::load(dir)?)?);
     give_to_owner(dir)
+}
+
+/// Opens a state directory's store. The caller holds its [`StateLock`].
+///
+/// # Errors
+/// [`StoreError`]; [`keys::KeyError`] when the audit's key cannot be kept.
+pub fn open_store(state_dir: &Path, keys: &Keys) -> Result<Sqlite> {
+    let store = Sqlite::open(&database(state_dir), keys.audit())?;
+    keys.keep_audit_key()?;
+    Ok(store)
+}
+
+/// Copies the database into one file, while the server runs or not. The keys are not in it.
+///
+/// # Errors
+/// A sentence; there is no new file then.
+pub fn back_up(config: &Config, to: &Path, force: bool) -> Result<Backup> {
+    let backup = store::back_up(&database(&config.state_dir), to, force)?;
+    give_to_owner(&config.state_dir)?;
+    Ok(backup)
+}
+
+/// Puts a backup in the place of the database. Answers with where the one that was there is now.
+///
+/// # Errors
+/// A sentence, and nothing was changed: a server runs, the backup is damaged or was made with other keys, ...
+pub fn restore(config: &Config, backup: &Path, force: bool) -> Result<Option<PathBuf>> {
+    let dir = &config.state_dir;
+    let _lock = StateLock::take(dir).context("stop the server first")?;
+    let keys = Keys::load(dir)?;
+    let actor = super::service::account_name(nix::unistd::geteuid().as_raw());
+    let by = By { actor: &actor, now: clock::unix_now() };
+    let mint = |group, epoch| super::service::mint(&keys, group, epoch);
+    let kept = Sqlite::restore(&database(dir), backup, &keys, by, &mint, force)
+        // The sentence says what is wrong with the backup, not with the database.
+        .map_err(|error| match error {
+            StoreError::Refused(sentence) => anyhow::Error::msg(sentence),
+            fault => fault.into(),
+        })?;
+    keys.keep_audit_key()?;
+    give_to_owner(dir)?;
+    Ok(kept)
+}
+
+/// The directory's owner alone may look into it.
+fn close_to_others(dir: &Path) -> Result<()> {
+    let mode = std::fs::metadata(dir)?.mode();
+    if mode & 0o077 != 0 {
+        tracing::warn!("{} was open to other users; its mode is 0700 now", dir.display());
+        let closed = std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700));
+        closed.with_context(|| format!("{} is open to other users, and that cannot be changed", dir.display()))?;
+    }
+    Ok(())
 }
 
 /// What root makes in the server's directory belongs to the server's user, who could not use it otherwise.

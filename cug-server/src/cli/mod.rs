@@ -1,9 +1,12 @@
 //! The command line.
 
+mod audit;
+mod backup;
 mod card;
 mod confirm;
 mod group;
 mod manual;
+mod import;
 mod output;
 mod prompt;
 mod serve;
@@ -75,6 +78,16 @@ enum Command {
     /// Write the manual pages into a directory
     #[command(hide = true)]
     Man(manual::Man),
+    /// Show what happened, newest last
+    Audit(audit::Audit),
+    /// Add users, groups and memberships from a CSV or JSON file: all or nothing
+    Import(import::Import),
+    /// Print all users, groups and memberships as JSON, in the form that import reads
+    Export(import::Export),
+    /// Copy the database into a file, while the server runs or not
+    Backup(backup::Backup),
+    /// Put a backup in the place of the database; the server must be stopped
+    Restore(backup::Restore),
 }
 
 /// Runs the command line of this process.
@@ -128,6 +141,11 @@ fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         }
         // Carried out above: they need no configuration.
         Command::Completions(_) | Command::Man(_) => Ok(ExitCode::SUCCESS),
+        Command::Audit(audit) => audit.run(&config, output),
+        Command::Import(import) => import.run(&config, output),
+        Command::Export(export) => export.run(&config, output),
+        Command::Backup(backup) => backup.run(&config, output),
+        Command::Restore(restore) => restore.run(&config, output),
     }
 }
 
@@ -145,7 +163,7 @@ fn status(config: &Config, output: &Output) -> Result<ExitCode> {
 fn ask(config: &Config, output: &Output, request: &Request) -> Result<ExitCode> {
     confirm::confirm(config, output, request)?;
     let reply = admin::ask(config, request)?;
-    let refused = matches!(reply, Reply::Refused(_));
+    let refused = matches!(reply, Reply::Refused(_) | Reply::BadLines(_));
     output.reply(&reply)?;
     Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

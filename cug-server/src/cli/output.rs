@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     admin::{Finding, Reply},
-    store::{GroupInfo, MemberInfo},
+    store::{AuditRow, GroupInfo, MemberInfo},
 };
 use anyhow::Result;
 use serde::Serialize;
@@ -76,6 +76,21 @@ impl Output {
                 format!("card {fingerprint} registered\n")
             }),
             Reply::Sessions(sessions) => self.show(sessions, || tables::sessions(sessions)),
+            Reply::Audit(rows) => self.audit(rows, true),
+            Reply::AuditVerdict(verdict) => self.show(verdict, || format!("{verdict:?}\n")),
+            Reply::Export(export) => self.value(export),
+            Reply::BadLines(problems) => {
+                for one in problems {
+                    self.error(&format!("line {}: {}", one.line, one.problem));
+                }
+                let lines = problems.len();
+                self.error(&format!(
+                    "nothing was imported: {lines} {}",
+                    if lines == 1 { "problem" } else { "problems" }
+                ));
+                Ok(())
+            }
+            Reply::Progress { done, total } => self.done(&format!("{done} of {total}")),
             Reply::Der(der) => self.show(der, || format!("{} bytes\n", der.len())),
             Reply::UserDetail(detail) => self.show(detail, || tables::user(detail)),
             Reply::Status(status) => self.show(status, || tables::status(status)),
@@ -96,11 +111,24 @@ impl Output {
         }
     }
 
-    fn show(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+    /// Rows of the audit: JSON a line each, or a table whose head is printed with the first rows only.
+    pub(super) fn audit(&self, rows: &[AuditRow], with_head: bool) -> Result<()> {
+        if self.json {
+            let lines = rows.iter().map(|row| Ok(format!("{}\n", serde_json::to_string(row)?)));
+            return self.text(&lines.collect::<Result<String>>()?);
+        }
+        self.text(&audit_table(rows, with_head))
+    }
+
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    pub(super) fn show(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
         if self.json { self.value(value) } else { self.text(&text()) }
     }
 
-    fn value(&self, value: &impl Serialize) -> Result<()> {
+    pub(super) fn value(&self, value: &impl Serialize) -> Result<()> {
         self.text(&format!("{}\n", serde_json::to_string_pretty(value)?))
     }
 
@@ -116,3 +144,29 @@ struct GroupWithMembers<'a> {
     #[serde(rename = "member_list")]
     members: &'a [MemberInfo],
 }
+
+/// Fixed widths, because `--follow` does not know what comes. The card's fingerprint is cut to what `card revoke` takes.
+fn audit_table(rows: &[AuditRow], with_head: bool) -> String {
+    let line = |[time, actor, event, user, outcome, source, card, reason]: [&str; 8]| {
+        let text =
+            format!("{time:20}  {actor:12}  {event:18}  {user:12}  {outcome:7}  {source:15}  {card:12}  {reason}");
+        format!("{}\n", text.trim_end())
+    };
+    let head = with_head.then(|| line(["TIME", "BY", "EVENT", "USER", "OUTCOME", "FROM", "CARD", "REASON"]));
+    let rows = rows.iter().map(|row| {
+        let plain = |text: &Option<String>| text.as_deref().map_or("-".into(), printable);
+        let card: String = plain(&row.card).chars().take(12).collect();
+        line([
+            &row.time,
+            &printable(&row.actor),
+            &printable(&row.event),
+            &plain(&row.user),
+            &printable(&row.outcome),
+            &plain(&row.source),
+            &card,
+            &plain(&row.reason),
+        ])
+    });
+    head.into_iter().chain(rows).collect()
+}
+

@@ -23,7 +23,7 @@ impl Init {
     pub(super) fn run(&self, config: &Config, output: &Output) -> Result<ExitCode> {
         admin::initialise(config, &self.name)?;
         output.done(&format!(
-            "{} is ready; its directory keys must be in your backup. \
+            "{} is ready; keep a copy of its directory keys, apart from your backups. \
              `cug-server terminal-config SERVER` prints what terminals need",
             config.state_dir.display()
         ))?;
@@ -75,8 +75,14 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
 
 /// To the journal when standard error is connected to it, with fields; else to standard error. `RUST_LOG` sets the level.
 fn log_to_journal_or_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // The audit goes to the journal whatever the level of the rest.
+    if let Ok(audit) = "cug_audit=info".parse() {
+        filter = filter.add_directive(audit);
+    }
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    // Fields are CUG_EVENT, CUG_USER, ...
+    let journal = journal.map(|layer| layer.with_field_prefix(Some("CUG".to_owned())));
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match journal {
         Some(journal) => journal.with_filter(filter).boxed(),
         None => fmt::layer()

@@ -203,14 +203,17 @@ pub(super) fn read_public_key(path: &Path) -> Result<Vec<u8>, KeyError> {
     Ok(key.to_vec())
 }
 
-fn replace(path: &Path, content: &[u8]) -> Result<(), KeyError> {
+/// Writes a file of its own mode, 0600, whole or not at all.
+pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), KeyError> {
     let new = path.with_extension("new");
     match fs::remove_file(&new) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(KeyError::file(&new, e)),
         _ => {}
     }
     write_new(&new, content)?;
-    fs::rename(&new, path).map_err(|e| KeyError::file(path, e))
+    fs::rename(&new, path).map_err(|e| KeyError::file(path, e))?;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    fs::File::open(dir).and_then(|d| d.sync_all()).map_err(|e| KeyError::file(dir, e))
 }
 
 fn write_new(path: &Path, content: &[u8]) -> Result<(), KeyError> {

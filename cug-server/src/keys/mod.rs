@@ -6,11 +6,14 @@
 //! | `envelope.key`, `envelope.pem` | RSA 3072, to which terminals encrypt ID and password; the certificate is the cards' server object | never |
 //! | `tls.pem` | the TLS key of this server and its certificate, ECDSA P-256, a year | by itself |
 //! | `storage.key` | 32 bytes that wrap group keys and session secrets in the database | |
+//! | `audit.key` | 32 bytes that chain the audit | never |
 //! | `decoy.key`, `decoy-BITS.pem` | what unknown users and cards are challenged with | never |
 
+mod audit;
 mod certify;
 mod wrap;
 
+pub use audit::{AuditKey, Chain};
 pub use certify::{KeyError, create};
 pub use wrap::StorageKey;
 
@@ -36,6 +39,7 @@ pub struct Keys {
     envelope_id: [u8; 32],
     storage: StorageKey,
     decoys: Decoys,
+    audit: AuditKey,
 }
 
 impl Keys {
@@ -59,7 +63,9 @@ impl Keys {
             .ok_or_else(|| KeyError::bad(&dir.join("envelope.key")))?;
         let storage = StorageKey::new(read_secret(&dir.join("storage.key"))?);
         let decoys = Decoys::load(&dir)?;
-        Ok(Self { ca, server_object, envelope, envelope_id: *object.envelope_key().key_id(), storage, decoys, dir })
+        let audit = AuditKey::load(&dir, &storage)?;
+        let envelope_id = *object.envelope_key().key_id();
+        Ok(Self { ca, server_object, envelope, envelope_id, storage, decoys, audit, dir })
     }
 
     /// SHA-256 of the public key of a state directory's CA: what terminals must be told.
@@ -88,6 +94,19 @@ impl Keys {
     /// Wraps what must not be in the database in clear.
     pub fn storage(&self) -> &StorageKey {
         &self.storage
+    }
+
+    /// Chains the audit.
+    pub fn audit(&self) -> &AuditKey {
+        &self.audit
+    }
+
+    /// Keeps the audit's key, when it has no file yet. Called once the chain has begun.
+    ///
+    /// # Errors
+    /// [`KeyError::File`]
+    pub fn keep_audit_key(&self) -> Result<(), KeyError> {
+        self.audit.keep(&self.dir)
     }
 
     /// What the unknown are challenged with.

@@ -60,6 +60,11 @@ impl StorageKey {
         self.unwrap(&session_aad(session), wrapped)
     }
 
+    /// Another key, for `purpose`.
+    pub(super) fn derive(&self, purpose: &[u8]) -> Secret<32> {
+        kdf::derive(b"cug/1 storage key", self.0.expose(), &[purpose])
+    }
+
     fn wrap(&self, aad: &[u8], secret: &Secret<32>, rng: &mut impl CryptoRng) -> Result<Vec<u8>, ProtocolError> {
         let mut nonce = [0; 12];
         rng.fill_bytes(&mut nonce);

@@ -3,10 +3,12 @@
 //! [`Store`] is made so that a database with several servers can stand behind it: reads of one entity or one group; one atomic,
 //! conditional write per use-case with its audit row; and [`Store::changes_since`] as the only source of what terminals are told.
 
+mod records;
 mod sqlite;
 mod types;
 
-pub use sqlite::Sqlite;
+pub use records::*;
+pub use sqlite::{Backup, Sqlite, back_up};
 pub use types::*;
 
 use crate::clock::UnixTime;
@@ -132,4 +134,20 @@ pub trait Store: Send + Sync {
     fn end_numbered_session(&self, by: By<'_>, session: &SessionId) -> Result<()>;
     /// Numbers for `status`.
     fn facts(&self) -> Result<StoreFacts>;
+    /// Rows of the audit, oldest first, at most [`AuditQuery::MOST`].
+    fn audit(&self, query: &AuditQuery) -> Result<Vec<AuditRow>>;
+    /// Checks the audit's chain, all of it. `noted`: the code of a row ([`AuditVerdict::head`]) that an earlier check answered with.
+    fn audit_verify(&self, noted: Option<&str>) -> Result<AuditVerdict>;
+    /// All users with what an export needs, by name.
+    fn export(&self) -> Result<Vec<ExportedUser>>;
+    /// Adds users, groups and memberships: all, or none when a line does not fit. Then `problems` says what is wrong with which line.
+    /// `progress` hears how many users are done.
+    fn import(
+        &self,
+        by: By<'_>,
+        directory: &Directory,
+        means: &ImportMeans<'_>,
+        problems: &mut Vec<LineProblem>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Imported>;
 }

@@ -49,6 +49,19 @@ pub struct PasswordRecord {
     pub lanes: u32,
 }
 
+impl PasswordRecord {
+    /// Of a user who has no password yet. No login can pass: no password has this hash, and looking for one that does is as much work as for any
+    /// other. Checking it takes as long as checking one of the same cost (P4).
+    pub fn unusable(salt: [u8; 16], memory_kib: u32, iterations: u32, lanes: u32) -> Self {
+        Self { salt, hash: [0; 32], memory_kib, iterations, lanes }
+    }
+
+    /// Whether there is a password.
+    pub fn is_usable(&self) -> bool {
+        self.hash != [0; 32]
+    }
+}
+
 /// A group with a key of it, wrapped, and one member's place in it.
 pub struct GroupKey {
     /// The group.
@@ -279,6 +292,8 @@ pub struct UserInfo {
     pub wrong_passwords: u32,
     /// When added, RFC 3339.
     pub created: String,
+    /// A password was set.
+    pub has_password: bool,
 }
 
 /// Whether a group's members reach only the group.

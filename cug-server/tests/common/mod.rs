@@ -52,6 +52,9 @@ pub struct TestServer {
     pub config: Config,
     pub dir: PathBuf,
     running: Option<Server>,
+    /// The address of a server in a process of its own.
+    pub elsewhere: Option<SocketAddr>,
+    text: String,
 }
 
 impl TestServer {
@@ -69,7 +72,7 @@ impl TestServer {
         std::fs::write(dir.join("server.toml"), &text).unwrap();
         let config = Config::parse(&text, &dir).unwrap();
         copy_template(&config.state_dir);
-        let mut server = Self { config, dir, running: None };
+        let mut server = Self { config, dir, running: None, elsewhere: None, text };
         server.resume().await;
         server
     }
@@ -84,7 +87,23 @@ impl TestServer {
         }
     }
 
+    /// The same server for another owner, who does not run it and does not remove its directory.
+    pub fn nowhere(&self) -> Self {
+        let (config, text) = (self.config.clone(), self.text.clone());
+        Self { config, dir: PathBuf::new(), running: None, elsewhere: self.elsewhere, text }
+    }
+
+    /// The configuration as a file, for the program itself.
+    pub fn write_config(&self) -> PathBuf {
+        let path = self.dir.join("server.toml");
+        std::fs::write(&path, &self.text).unwrap();
+        path
+    }
+
     pub fn address(&self) -> SocketAddr {
+        if let Some(address) = self.elsewhere {
+            return address;
+        }
         self.running.as_ref().unwrap().addresses()[0]
     }
 
@@ -142,7 +161,9 @@ impl TestServer {
 
 impl Drop for TestServer {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.dir);
+        if !self.dir.as_os_str().is_empty() {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
     }
 }
 

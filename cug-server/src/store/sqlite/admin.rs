@@ -1,6 +1,6 @@
 //! What administrators change, and the epochs of group keys.
 
-use super::{audit::Entry, row, session, *};
+use super::{audit::Entry, seat, session, *};
 use crate::policy::overlay;
 use cug_proto::message::MAX_GROUPS;
 
@@ -108,15 +108,15 @@ pub(super) fn add_group(t: &Transaction<'_>, by: By<'_>, new: &NewGroup<'_>, min
 
 pub(super) fn join(t: &Transaction<'_>, by: By<'_>, group: &GroupName, user: &UserId) -> Result<()> {
     let (id, member) = (group_row(t, group)?, user_row(t, user)?);
-    let groups: usize = t.query_row("SELECT COUNT(*) FROM membership WHERE user = ?1", [member], |r| r.get(0))?;
+    let groups: usize =
+        t.prepare_cached("SELECT COUNT(*) FROM membership WHERE user = ?1")?.query_row([member], |r| r.get(0))?;
     if groups >= MAX_GROUPS {
         return refuse(format!("user {user} is in {MAX_GROUPS} groups already, which is the most"));
     }
-    take_seat(t, id, member, group)?;
-    let added = t.execute(
-        "INSERT OR IGNORE INTO membership (closed_group, user, since) VALUES (?1, ?2, ?3)",
-        params![id, member, by.now],
-    )?;
+    seat::take(t, id, member, group, by.now)?;
+    let added = t
+        .prepare_cached("INSERT OR IGNORE INTO membership (closed_group, user, since) VALUES (?1, ?2, ?3)")?
+        .execute(params![id, member, by.now])?;
     if added == 0 {
         return refuse(format!("user {user} is in group {group} already"));
     }
@@ -127,32 +127,12 @@ pub(super) fn join(t: &Transaction<'_>, by: By<'_>, group: &GroupName, user: &Us
     Entry::new(by, "group-join").user(user.as_str()).reason(group.as_str()).write(t)
 }
 
-/// The user's old number in the group, or the next one.
-fn take_seat(t: &Transaction<'_>, group: GroupId, user: i64, name: &GroupName) -> Result<()> {
-    let next: u32 =
-        t.query_row(
-            "SELECT COALESCE(MAX(host), 0) + 1 FROM
-                (SELECT host FROM seat WHERE closed_group = ?1 UNION ALL SELECT host FROM retired_seat WHERE closed_group = ?1)",
-            [group],
-            |r| r.get(0),
-        )?;
-    let taken = t.execute(
-        "INSERT OR IGNORE INTO seat (closed_group, user, host) VALUES (?1, ?2, ?3)",
-        params![group, user, next],
-    )?;
-    let prefix: Ipv4Net =
-        t.query_row("SELECT prefix4 FROM closed_group WHERE id = ?1", [group], |r| row::parse(r, 0))?;
-    if taken == 1 && overlay::address4(prefix, next).is_none() {
-        return refuse(format!("group {name} is full: its network {prefix} has no more addresses"));
-    }
-    Ok(())
-}
-
 pub(super) fn leave(t: &Transaction<'_>, by: By<'_>, group: &GroupName, user: &UserId, mint: Mint<'_>) -> Result<()> {
     let (id, member) = (group_row(t, group)?, user_row(t, user)?);
     if t.execute("DELETE FROM membership WHERE closed_group = ?1 AND user = ?2", params![id, member])? == 0 {
         return refuse(format!("user {user} is not in group {group}"));
     }
+    seat::free(t, id, member, by.now)?;
     let pending = "DELETE FROM session WHERE user = ?1 AND state = 'pending'";
     t.execute(pending, [member])?;
     if let Some(live) = session::session_of_user(t, user)? {

@@ -12,9 +12,13 @@ pub(super) fn user(t: &Transaction<'_>, by: By<'_>, user: &UserId, mint: Mint<'_
     for card in &cards {
         Entry::new(by, "card-revoke").user(user.as_str()).card(card).reason("user deleted").write(t)?;
     }
+    t.execute(
+        "INSERT OR REPLACE INTO retired_seat (closed_group, host, freed)
+         SELECT closed_group, host, COALESCE(freed, ?2) FROM seat WHERE user = ?1",
+        params![id, by.now],
+    )?;
     for sql in [
         "INSERT INTO retired_card (fingerprint) SELECT fingerprint FROM card WHERE user = ?1",
-        "INSERT OR IGNORE INTO retired_seat (closed_group, host) SELECT closed_group, host FROM seat WHERE user = ?1",
         "DELETE FROM card WHERE user = ?1",
         "DELETE FROM membership WHERE user = ?1",
         "DELETE FROM seat WHERE user = ?1",

@@ -9,7 +9,7 @@ pub(super) fn setting(t: &Transaction<'_>, name: &str) -> Result<Option<String>>
 
 const USER: &str = "SELECT u.id, u.name, u.disabled, u.failures, u.created,
         (SELECT COUNT(*) FROM card c WHERE c.user = u.id AND c.revoked IS NULL),
-        (SELECT s.source FROM session s WHERE s.user = u.id AND s.state <> 'pending')
+        (SELECT s.source FROM session s WHERE s.user = u.id AND s.state <> 'pending'), u.hash <> zeroblob(32)
      FROM user u";
 
 fn user_info(t: &Transaction<'_>, r: &rusqlite::Row<'_>) -> rusqlite::Result<UserInfo> {
@@ -24,7 +24,37 @@ fn user_info(t: &Transaction<'_>, r: &rusqlite::Row<'_>) -> rusqlite::Result<Use
         address: row::parse_optional(r, 6)?,
         wrong_passwords: r.get(3)?,
         created: rfc3339(r.get(4)?),
+        has_password: r.get(7)?,
     })
+}
+
+pub(super) fn export(t: &Transaction<'_>) -> Result<Vec<ExportedUser>> {
+    let mut groups = t.prepare(
+        "SELECT g.name FROM membership m JOIN closed_group g ON g.id = m.closed_group WHERE m.user = ?1 ORDER BY g.name",
+    )?;
+    let mut cards = t.prepare("SELECT fingerprint FROM card WHERE user = ?1 AND revoked IS NULL ORDER BY issued")?;
+    let mut query =
+        t.prepare("SELECT id, name, disabled, salt, hash, memory_kib, iterations, lanes FROM user ORDER BY name")?;
+    let mut rows = query.query([])?;
+    let mut users = Vec::new();
+    while let Some(r) = rows.next()? {
+        let id: i64 = r.get(0)?;
+        let fingerprint = |c: &rusqlite::Row<'_>| Ok(row::hex(&c.get::<_, Fingerprint>(0)?));
+        users.push(ExportedUser {
+            user: row::parse(r, 1)?,
+            disabled: r.get(2)?,
+            groups: groups.query_map([id], |g| row::parse(g, 0))?.collect::<rusqlite::Result<_>>()?,
+            cards: cards.query_map([id], fingerprint)?.collect::<rusqlite::Result<_>>()?,
+            password: PasswordRecord {
+                salt: r.get(3)?,
+                hash: r.get(4)?,
+                memory_kib: r.get(5)?,
+                iterations: r.get(6)?,
+                lanes: r.get(7)?,
+            },
+        });
+    }
+    Ok(users)
 }
 
 pub(super) fn users(t: &Transaction<'_>) -> Result<Vec<UserInfo>> {

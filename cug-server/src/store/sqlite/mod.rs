@@ -2,17 +2,26 @@
 
 mod admin;
 mod audit;
+mod chain;
+mod condition;
+mod copy;
 mod delete;
+mod import;
 mod info;
 mod login;
+mod open;
 mod policy;
 mod row;
 mod schema;
+mod seat;
 mod session;
 mod view;
 
+pub use copy::{Backup, back_up};
+
 use super::*;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use crate::keys::AuditKey;
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use std::{
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -28,14 +37,15 @@ const BUSY: Duration = Duration::from_secs(5);
 /// The database file. Clones nothing, blocks while it works.
 pub struct Sqlite {
     path: PathBuf,
-    writer: Mutex<Connection>,
+    key: AuditKey,
+    writer: Mutex<Writer>,
     readers: Mutex<Vec<Connection>>,
 }
 
-impl From<rusqlite::Error> for StoreError {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Fault(error.into())
-    }
+/// The one connection that writes, and the end of the audit as it left it.
+struct Writer {
+    connection: Connection,
+    head: Option<chain::Head>,
 }
 
 /// One sentence for the administrator.
@@ -44,15 +54,14 @@ fn refuse<T>(sentence: impl Into<String>) -> Result<T> {
 }
 
 impl Sqlite {
-    /// Opens the database, makes it if it is not there, and brings its schema up to date.
+    /// Opens the database, makes it if it is not there, checks it, and brings its schema up to date. `key` chains the audit.
     ///
     /// # Errors
-    /// [`StoreError`]: cannot be opened, is damaged, or was made by a newer version.
-    pub fn open(path: &Path) -> Result<Self> {
-        let mut writer = Connection::open(path)?;
-        prepare(&writer)?;
-        schema::migrate(&mut writer)?;
-        Ok(Self { path: path.into(), writer: Mutex::new(writer), readers: Mutex::default() })
+    /// [`StoreError`]: cannot be opened, is damaged, is another program's, or was made by a newer version.
+    pub fn open(path: &Path, key: &AuditKey) -> Result<Self> {
+        let (connection, head) = open::writer(path, key)?;
+        let writer = Mutex::new(Writer { connection, head });
+        Ok(Self { path: path.into(), key: key.duplicate(), writer, readers: Mutex::default() })
     }
 
     /// Whether the database at `path` is whole: pages, indexes, foreign keys, and the schema of this version. Changes nothing; a server may run.
@@ -73,13 +82,23 @@ impl Sqlite {
         schema::check(&connection)
     }
 
-    /// One atomic, durable write. An error, a panic or a crash within it changes nothing.
+    /// One atomic, durable write, its audit rows chained and then told to the journal. An error, a panic or a crash within it changes nothing.
     fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
-        let mut connection = lock(&self.writer);
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut writer = lock(&self.writer);
+        let remembered = writer.head;
+        let transaction = writer.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let result = work(&transaction)?;
+        let (rows, head) = chain::seal(&transaction, &self.key, remembered)?;
         transaction.commit()?;
+        writer.head = head;
+        drop(writer);
+        audit::tell_journal(&rows);
         Ok(result)
+    }
+
+    /// Checks the audit's chain, all of it. `noted`: a code ([`AuditVerdict::head`]) that an earlier check answered with.
+    fn verify_audit(&self, noted: Option<&str>) -> Result<AuditVerdict> {
+        self.read(|t| chain::verify(t, &self.key, noted))
     }
 
     /// One consistent view.
@@ -87,12 +106,7 @@ impl Sqlite {
         let idle = lock(&self.readers).pop();
         let mut connection = match idle {
             Some(connection) => connection,
-            None => {
-                let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-                let connection = Connection::open_with_flags(&self.path, flags)?;
-                prepare(&connection)?;
-                connection
-            }
+            None => open::reader(&self.path)?,
         };
         let result = connection.transaction().map_err(StoreError::from).and_then(|t| work(&t));
         let mut readers = lock(&self.readers);
@@ -101,17 +115,6 @@ impl Sqlite {
         }
         result
     }
-}
-
-fn prepare(connection: &Connection) -> Result<()> {
-    connection.busy_timeout(BUSY)?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "foreign_keys", true)?;
-    // What is deleted (wrapped keys, addresses) is overwritten, not only unlinked.
-    connection.pragma_update(None, "secure_delete", true)?;
-    connection.set_prepared_statement_cache_capacity(128);
-    Ok(())
 }
 
 /// A panic in another thread does not make the database unusable: its transaction was rolled back.
@@ -158,6 +161,10 @@ macro_rules! delegate {
             $(fn $name(&self, $($arg: $type),*) -> Result<$result> {
                 self.$mode(|t| $path(t, $($arg),*))
             })*
+
+            fn audit_verify(&self, noted: Option<&str>) -> Result<AuditVerdict> {
+                self.verify_audit(noted)
+            }
         }
     };
 }
@@ -209,6 +216,9 @@ delegate! {
     write delete_group(by: By<'_>, group: &GroupName) -> () = delete::group;
     write end_numbered_session(by: By<'_>, session: &SessionId) -> () = delete::session;
     read facts() -> StoreFacts = info::facts;
+    read audit(query: &AuditQuery) -> Vec<AuditRow> = audit::rows;
+    read export() -> Vec<ExportedUser> = info::export;
+    write import(by: By<'_>, directory: &Directory, means: &ImportMeans<'_>, problems: &mut Vec<LineProblem>, progress: &mut dyn FnMut(u64)) -> Imported = import::import;
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
--- What is left of deleted users, so that neither a card nor an overlay address ever comes to mean another person.
+-- What is left of deleted users, so that no card ever comes to mean another person, and no overlay address too soon.
 CREATE TABLE retired_card (
     fingerprint BLOB PRIMARY KEY CHECK (length(fingerprint) = 32)
 ) STRICT, WITHOUT ROWID;
@@ -6,5 +6,6 @@ CREATE TABLE retired_card (
 CREATE TABLE retired_seat (
     closed_group INTEGER NOT NULL REFERENCES closed_group (id) ON DELETE CASCADE,
     host INTEGER NOT NULL,
+    freed INTEGER NOT NULL,
     PRIMARY KEY (closed_group, host)
 ) STRICT, WITHOUT ROWID;

@@ -88,13 +88,13 @@ pub(super) fn session_of_user(t: &Transaction<'_>, user: &UserId) -> Result<Opti
 pub(super) fn announce(t: &Transaction<'_>, session: &SessionId, place: &Place<'_>, now: UnixTime) -> Result<bool> {
     let before = t
         .prepare_cached(
-            "SELECT user.name, state, source FROM session JOIN user ON user.id = session.user WHERE session.id = ?1 AND state <> 'pending'",
+            "SELECT user.name, state, source, card FROM session JOIN user ON user.id = session.user WHERE session.id = ?1 AND state <> 'pending'",
         )?
         .query_row([session.as_slice()], |r| {
-            Ok((row::parse::<UserId>(r, 0)?, r.get::<_, String>(1)?, r.get::<_, String>(2)?))
+            Ok((row::parse::<UserId>(r, 0)?, r.get::<_, String>(1)?, r.get::<_, String>(2)?, r.get::<_, Vec<u8>>(3)?))
         })
         .optional()?;
-    let Some((user, state, source)) = before else { return Ok(false) };
+    let Some((user, state, source, card)) = before else { return Ok(false) };
     let now_at = place.source.to_string();
     t.prepare_cached("UPDATE session SET state = 'up', source = ?2, addresses = ?3, seen = ?4 WHERE id = ?1")?
         .execute(params![session, now_at, row::addresses_to_text(place.addresses), now])?;
@@ -112,7 +112,7 @@ pub(super) fn announce(t: &Transaction<'_>, session: &SessionId, place: &Place<'
     } else {
         return Ok(true);
     };
-    Entry::new(By { actor: user.as_str(), now }, event).user(user.as_str()).source(now_at).write(t)?;
+    Entry::new(By { actor: user.as_str(), now }, event).user(user.as_str()).card(&card).source(now_at).write(t)?;
     Ok(true)
 }
 

@@ -5,6 +5,7 @@ use std::{net::IpAddr, sync::atomic::AtomicU32};
 struct Fixture {
     store: Sqlite,
     path: PathBuf,
+    key: AuditKey,
 }
 
 const NOW: UnixTime = 1_800_000_000;
@@ -46,7 +47,8 @@ impl Fixture {
     /// A and B in VPN1, A also in VPN2; card [1; 32] is A's, [2; 32] B's.
     fn new() -> Self {
         let path = path();
-        let store = Sqlite::open(&path).unwrap();
+        let key = AuditKey::random(&mut crate::clock::rng());
+        let store = Sqlite::open(&path, &key).unwrap();
         let password = PasswordRecord { salt: [1; 16], hash: [2; 32], memory_kib: 64, iterations: 1, lanes: 1 };
         for (name, card) in [("A", 1), ("B", 2)] {
             store.add_user(BY, &user(name), &password).unwrap();
@@ -59,7 +61,7 @@ impl Fixture {
             store.join(BY, &group(name), &user("A")).unwrap();
         }
         store.join(BY, &group("VPN1"), &user("B")).unwrap();
-        Self { store, path }
+        Self { store, path, key }
     }
 
     fn pending(&self, id: u8, name: &str, card: u8) {
@@ -270,7 +272,7 @@ fn a_terminal_gets_what_changed_or_everything() {
 fn a_database_of_a_newer_version_is_left_alone() {
     let f = Fixture::new();
     f.store.write(|t| Ok(t.pragma_update(None, "user_version", 99)?)).unwrap();
-    let sentence = Sqlite::open(&f.path).err().unwrap().to_string();
+    let sentence = Sqlite::open(&f.path, &f.key).err().unwrap().to_string();
     assert!(sentence.contains("newer version"), "{sentence}");
 }
 
@@ -278,7 +280,7 @@ fn a_database_of_a_newer_version_is_left_alone() {
 fn a_file_that_is_no_database_gives_a_sentence() {
     let path = path();
     std::fs::write(&path, [7; 5000]).unwrap();
-    assert!(matches!(Sqlite::open(&path), Err(StoreError::Fault(_))));
+    assert!(matches!(Sqlite::open(&path, &AuditKey::random(&mut crate::clock::rng())), Err(StoreError::Fault(_))));
     assert_eq!(std::fs::read(&path).unwrap(), [7; 5000], "and is left alone");
     remove(&path);
 }
@@ -287,8 +289,13 @@ fn a_file_that_is_no_database_gives_a_sentence() {
 fn migrating_again_changes_nothing() {
     let f = Fixture::new();
     let before = (f.audit(), f.store.users().unwrap().len());
-    let again = Sqlite::open(&f.path).unwrap();
+    let again = Sqlite::open(&f.path, &f.key).unwrap();
     assert_eq!((f.audit(), again.users().unwrap().len()), before);
     let check: String = again.read(|t| Ok(t.query_row("PRAGMA integrity_check", [], |r| r.get(0))?)).unwrap();
     assert_eq!(check, "ok");
 }
+
+mod audit;
+mod copies;
+mod opening;
+mod seats;
