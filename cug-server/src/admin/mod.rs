@@ -25,7 +25,7 @@ use crate::{
     keys::Keys,
     store::{
         AuditQuery, AuditRow, AuditVerdict, CardInfo, Directory, GroupInfo, LineProblem, MemberInfo, PolicyUpdate,
-        SessionInfo, Sqlite, UserInfo,
+        SessionInfo, UserInfo,
     },
 };
 use anyhow::Result;

@@ -154,7 +154,7 @@ fn audit_table(rows: &[AuditRow], with_head: bool) -> String {
     };
     let head = with_head.then(|| line(["TIME", "BY", "EVENT", "USER", "OUTCOME", "FROM", "CARD", "REASON"]));
     let rows = rows.iter().map(|row| {
-        let plain = |text: &Option<String>| text.as_deref().map_or("-".into(), printable);
+        let plain = |text: &Option<String>| text.as_deref().map_or("-".into(), |text| printable(text).into_owned());
         let card: String = plain(&row.card).chars().take(12).collect();
         line([
             &row.time,
@@ -169,4 +169,3 @@ fn audit_table(rows: &[AuditRow], with_head: bool) -> String {
     });
     head.into_iter().chain(rows).collect()
 }
-

@@ -69,7 +69,7 @@ impl Sqlite {
     /// # Errors
     /// [`StoreError`]
     pub fn verify(path: &Path) -> Result<()> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(BUSY)?;
         let answer: String = connection.query_row("PRAGMA integrity_check(1)", [], |r| r.get(0))?;

@@ -55,7 +55,7 @@ pub(super) fn migrate(t: &Transaction<'_>, version: usize) -> Result<()> {
 }
 
 /// Whether the schema is of this version.
-pub(super) fn check(connection: &Connection) -> Result<()> {
+pub(super) fn check(connection: &rusqlite::Connection) -> Result<()> {
     let version: i64 = connection.pragma_query_value(None, "user_version", |r| r.get(0))?;
     match usize::try_from(version).ok().map(|v| v.cmp(&MIGRATIONS.len())) {
         Some(std::cmp::Ordering::Equal) => Ok(()),
