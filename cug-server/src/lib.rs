@@ -5,6 +5,7 @@
 //! * [`service`]: the use-cases of a login and of a session; [`policy`]: the decisions, pure.
 //! * [`store`]: what is kept, one atomic write per use-case; [`hub`]: tells terminals what changed.
 //! * [`keys`]: the organisation's keys; [`config`]; [`clock`]: time and randomness.
+//! * [`metrics`], [`health`]: what an operator watches.
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -12,8 +13,10 @@ pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod health;
 pub mod hub;
 pub mod keys;
+pub mod metrics;
 pub mod policy;
 pub mod server;
 pub mod service;

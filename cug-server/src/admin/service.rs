@@ -1,6 +1,6 @@
 //! Carries out what administrators ask for.
 
-use super::{Password, Reply, Request, state::ULA};
+use super::{Password, Reply, Request, SNAPSHOT_EVENTS, SNAPSHOT_SESSIONS, Snapshot, state::ULA};
 use crate::{
     clock,
     config::Config,
@@ -13,7 +13,6 @@ use cug_proto::{
     id::{Epoch, GroupId, GroupName, UserId},
     login::CARD_KEY_BITS,
     message::{EndReason, Fingerprint},
-    secret::Secret,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use rsa::{
@@ -105,6 +104,13 @@ impl AdminService {
                 store.end_user_session(by, user, &EndReason::Administrator)?;
                 done(format!("session of user {user} ended"))
             }
+            Request::ServerKeyRotate => done(self.keys.storage_place().rotate(by, store)?),
+            Request::TlsShow
+            | Request::TlsRotate
+            | Request::TlsRequest
+            | Request::TlsSign(_)
+            | Request::TlsInstall(_) => self.tls(request, by.now)?,
+            Request::Snapshot => Reply::Snapshot(Box::new(self.snapshot(by.now)?)),
         })
     }
 
@@ -154,9 +160,33 @@ impl AdminService {
 
     /// A new group key, wrapped at once.
     fn mint(&self, group: GroupId, epoch: Epoch) -> Result<Vec<u8>> {
-        let key = Secret::random(&mut clock::rng());
-        let wrapped = self.keys.storage().wrap_group_key(group, epoch, &key, &mut clock::rng());
-        wrapped.map_err(|e| StoreError::Fault(e.into()))
+        self.keys.mint(group, epoch)
+    }
+
+    fn tls(&self, request: &Request, now: clock::UnixTime) -> Result<Reply> {
+        let reply = match request {
+            Request::TlsRotate => self.keys.rotate_tls(now).map(Reply::Tls),
+            Request::TlsRequest => self.keys.request_tls().map(Reply::Pem),
+            Request::TlsSign(csr) => self.keys.sign_tls(csr, now).map(Reply::Pem),
+            Request::TlsInstall(certificate) => self.keys.install_tls(certificate, now).map(Reply::Tls),
+            _ => self.keys.tls_info().map(Reply::Tls),
+        };
+        reply.map_err(|e| StoreError::Refused(e.to_string()))
+    }
+
+    fn snapshot(&self, now: clock::UnixTime) -> Result<Snapshot> {
+        let mut sessions = self.store.sessions()?;
+        let all_sessions = sessions.len();
+        sessions.truncate(SNAPSHOT_SESSIONS);
+        Ok(Snapshot {
+            at: clock::rfc3339(now),
+            groups: self.store.groups()?,
+            sessions,
+            all_sessions,
+            events: self.store.recent_events(SNAPSHOT_EVENTS)?,
+            attached: self.hub.as_ref().map_or(0, HubHandle::attached),
+            tls: self.keys.tls_info().map_err(|e| StoreError::Refused(e.to_string()))?,
+        })
     }
 
     fn hash(&self, password: &Password) -> Result<PasswordRecord> {

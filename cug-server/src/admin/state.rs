@@ -68,8 +68,14 @@ pub fn initialise(config: &Config, organisation: &str) -> Result<()> {
     let ula: String = clock::random::<5>().iter().map(|b| format!("{b:02x}")).collect();
     store.set_once(ULA, &ula)?;
     drop(store);
-    keys::create(dir, organisation, clock::unix_now())?;
-    give_to_owner(dir)
+    let place = keys::StoragePlace::of(dir, config.storage_key.as_deref());
+    keys::create_with(dir, &place, organisation, clock::unix_now())?;
+    give_to_owner(dir)?;
+    if config.storage_key.is_some() && nix::unistd::geteuid().is_root() {
+        let owner = std::fs::metadata(dir)?;
+        chown(place.file(), Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(())
 }
 
 /// What root makes in the server's directory belongs to the server's user, who could not use it otherwise.

@@ -2,10 +2,13 @@
 
 mod card;
 mod group;
+mod keys;
 mod output;
 mod prompt;
 mod serve;
 mod session;
+mod tls;
+mod top;
 mod user;
 
 use crate::{
@@ -57,6 +60,14 @@ enum Command {
     /// Who is logged in where
     #[command(subcommand)]
     Session(session::Command),
+    /// The key that wraps what is secret in the database
+    #[command(subcommand)]
+    ServerKey(keys::Command),
+    /// The TLS key of this server
+    #[command(subcommand)]
+    Tls(tls::Command),
+    /// Watch groups, who sits where, and what happens; q quits
+    Top,
 }
 
 /// Runs the command line of this process.
@@ -82,6 +93,9 @@ fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         Command::Group(command) => ask(&config, output, &command.request()),
         Command::Card(command) => command.run(&config, output),
         Command::Session(command) => ask(&config, output, &command.request()),
+        Command::ServerKey(command) => ask(&config, output, &command.request()),
+        Command::Tls(command) => command.run(&config, output),
+        Command::Top => top::run(&config, output),
     }
 }
 

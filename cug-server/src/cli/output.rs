@@ -2,6 +2,7 @@
 
 use crate::{
     admin::Reply,
+    keys::TlsInfo,
     store::{CardInfo, GroupInfo, MemberInfo, SessionInfo, UserInfo},
 };
 use anyhow::Result;
@@ -16,6 +17,11 @@ pub(super) struct Output {
 impl Output {
     pub(super) fn new(json: bool) -> Self {
         Self { json }
+    }
+
+    /// Whether programs read it.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
     }
 
     /// A sentence about what was done.
@@ -67,6 +73,9 @@ impl Output {
             }),
             Reply::Sessions(sessions) => self.show(sessions, || sessions_table(sessions)),
             Reply::Der(der) => self.show(der, || format!("{} bytes\n", der.len())),
+            Reply::Pem(pem) => self.show(&serde_json::json!({ "pem": pem }), || pem.clone()),
+            Reply::Tls(tls) => self.show(tls, || tls_text(tls)),
+            Reply::Snapshot(snapshot) => self.show(snapshot, || sessions_table(&snapshot.sessions)),
         }
     }
 
@@ -155,6 +164,11 @@ fn sessions_table(sessions: &[SessionInfo]) -> String {
         ]
     });
     table(["GROUP", "USER", "TERMINAL", "HOST", "OVERLAY", "SINCE", "STATE"], rows)
+}
+
+fn tls_text(tls: &TlsInfo) -> String {
+    let renewal = if tls.renews { "renewed by itself" } else { "the CA's key is not on this host: see `tls request`" };
+    format!("valid until {}; {renewal}\nkey {}\n", tls.until, tls.key)
 }
 
 fn maybe(value: Option<&impl ToString>) -> String {

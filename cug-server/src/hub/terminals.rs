@@ -103,6 +103,10 @@ impl Terminals {
         self.by_session.get(session).map(|t| t.since)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.by_session.len()
+    }
+
     pub(super) fn any_in(&self, group: GroupId) -> bool {
         self.by_group.contains_key(&group)
     }

@@ -87,6 +87,11 @@ impl TestServer {
         self.running.as_ref().unwrap().addresses()[0]
     }
 
+    /// Where it tells metrics.
+    pub fn metrics(&self) -> SocketAddr {
+        self.running.as_ref().unwrap().metrics_address().unwrap()
+    }
+
     /// An administrator's request, through the socket if the server runs.
     pub async fn ask(&self, request: Request) -> Reply {
         let config = self.config.clone();

@@ -7,6 +7,7 @@ mod login;
 mod row;
 mod schema;
 mod session;
+mod upkeep;
 mod view;
 
 use super::*;
@@ -183,6 +184,11 @@ delegate! {
     read prefixes4() -> Vec<Ipv4Net> = info::prefixes4;
     read cards(user: Option<&UserId>) -> Vec<CardInfo> = info::cards;
     read sessions() -> Vec<SessionInfo> = info::sessions;
+    read key_ages() -> Vec<KeyAge> = upkeep::key_ages;
+    write rotate_if(by: By<'_>, age: &KeyAge, mint: Mint<'_>) -> Option<Epoch> = upkeep::rotate_if;
+    write rewrap(by: By<'_>, setting: &str, key: &str, rewrap: Rewrap<'_>) -> usize = upkeep::rewrap;
+    write probe(now: UnixTime) -> () = upkeep::probe;
+    read recent_events(limit: u32) -> Vec<EventInfo> = upkeep::recent_events;
 }
 
 #[cfg(test)]
