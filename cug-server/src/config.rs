@@ -117,10 +117,11 @@ struct Raw {
     metrics: RawMetrics,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct RawKeys {
-    rotate_every: String,
+    /// A day, or twice a lease that is longer than half a day.
+    rotate_every: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -129,12 +130,6 @@ struct RawMetrics {
     listen: Option<String>,
     allow_remote: bool,
     max_groups: usize,
-}
-
-impl Default for RawKeys {
-    fn default() -> Self {
-        Self { rotate_every: "24h".into() }
-    }
 }
 
 impl Default for RawMetrics {
@@ -234,8 +229,11 @@ impl Config {
         if raw.max_unauthenticated == 0 || raw.max_unauthenticated_per_source == 0 {
             return Err(bad("max-unauthenticated", "and max-unauthenticated-per-source must not be 0".into()));
         }
-        let rotate_every = interval(&raw.keys.rotate_every).map_err(|problem| bad("keys.rotate-every", problem))?;
         let least = u64::from(raw.lease_seconds) * 2;
+        let rotate_every = match &raw.keys.rotate_every {
+            Some(text) => interval(text).map_err(|problem| bad("keys.rotate-every", problem))?,
+            None => Some(Duration::from_secs(least.max(86_400))),
+        };
         if rotate_every.is_some_and(|every| every.as_secs() < least) {
             return Err(bad("keys.rotate-every", format!("must be at least twice lease-seconds ({least}s)")));
         }
@@ -329,6 +327,9 @@ mod tests {
     fn the_empty_file_is_valid() {
         let config = Config::parse("", Path::new("x")).unwrap();
         assert_eq!(config.listen, ["[::]:7531".parse::<SocketAddr>().unwrap()]);
+        assert_eq!(config.rotate_every, Some(Duration::from_secs(86_400)));
+        let config = Config::parse("lease-seconds = 86400", Path::new("x")).unwrap();
+        assert_eq!(config.rotate_every, Some(Duration::from_secs(2 * 86_400)));
     }
 
     #[test]

@@ -108,12 +108,18 @@ impl TestServer {
 
     /// Runs the program itself, which can be killed.
     pub async fn in_a_process(&self) -> Process {
+        self.in_a_process_with(&[]).await
+    }
+
+    /// The same with these in its environment.
+    pub async fn in_a_process_with(&self, environment: &[(&str, &std::ffi::OsStr)]) -> Process {
         let file = self.dir.join("server.toml");
         std::fs::write(&file, &self.text).unwrap();
         let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_cug-server"))
             .args([std::ffi::OsStr::new("--config"), file.as_os_str(), "serve".as_ref()])
             .env_remove("RUST_LOG")
             .env_remove("JOURNAL_STREAM")
+            .envs(environment.iter().copied())
             .stdin(std::process::Stdio::null())
             .stderr(std::process::Stdio::piped())
             .kill_on_drop(true)
