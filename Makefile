@@ -12,7 +12,7 @@ FUZZ := frames messages local envelope trust policy config admin
 SECONDS ?= 60
 VENV := target/interop-venv
 PACKAGES := build-essential pkg-config cmake libclang-dev clang libpcsclite-dev libpam0g-dev pcscd opensc yubico-piv-tool pamtester \
-	iproute2 iputils-ping nftables wireguard-tools tcpdump util-linux login openssl python3-venv procps mmdebstrap systemd-container
+	systemd iproute2 iputils-ping nftables wireguard-tools tcpdump util-linux login openssl python3-venv procps mmdebstrap systemd-container
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -20,7 +20,7 @@ help: ## this list
 demo: build ## the patent's own example: four terminals, two closed groups, real logins (KEEP=1 leaves it standing)
 	@$(SUDO) env CUG_BUILT=1 KEEP="$(KEEP)" target/debug/demo
 
-test: format lint unit e2e deny ## everything that must hold before a change lands
+test: format lint units unit e2e deny ## everything that must hold before a change lands
 
 build: setup ## all programs, the PAM module and the test rig
 	@cargo build --locked --workspace --bins --lib
@@ -44,6 +44,10 @@ format: toolchain
 
 lint: setup
 	@cargo clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: units
+units: setup ## the sandbox of the server's systemd unit
+	@packaging/check-units
 
 unit: build $(VENV)/ready ## unit and property tests
 	@$(AS_ROOT) cargo test --locked --workspace --exclude cug-tests

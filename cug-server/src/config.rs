@@ -36,6 +36,21 @@ pub struct Config {
     pub max_unauthenticated: usize,
     /// The same for one source address.
     pub max_unauthenticated_per_source: usize,
+    /// Where the storage key is, unless it is a credential of the service or in its usual place.
+    pub storage_key: Option<PathBuf>,
+    /// No group key becomes older than this; `None`: they change only for a reason or on command.
+    pub rotate_every: Option<Duration>,
+    /// Metrics and health, if wanted.
+    pub metrics: Option<MetricsConfig>,
+}
+
+/// Where metrics and health are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Most groups with figures of their own.
+    pub max_groups: usize,
 }
 
 /// Cost of Argon2id (RFC 9106).
@@ -61,18 +76,24 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// Not TOML, an unknown key, or a value of another type.
-    #[error("the configuration {path} is not valid: {message}")]
+    #[error("the configuration {path} is not valid: line {line} ({text}): {problem}")]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// Line, key and what is wrong with it.
-        message: String,
+        /// Which line, from 1.
+        line: usize,
+        /// The line, with the key.
+        text: String,
+        /// What is wrong with it.
+        problem: String,
     },
     /// A value that cannot be used.
-    #[error("the configuration {path} is not valid: {key} {problem}")]
+    #[error("the configuration {path} is not valid: {place}{key} {problem}")]
     Value {
         /// The file.
         path: PathBuf,
+        /// `line N: `, or nothing for a key that is not in the file.
+        place: String,
         /// The key.
         key: &'static str,
         /// What is wrong with it.
@@ -94,6 +115,30 @@ struct Raw {
     argon2: RawArgon2,
     max_unauthenticated: usize,
     max_unauthenticated_per_source: usize,
+    storage_key: Option<PathBuf>,
+    keys: RawKeys,
+    metrics: RawMetrics,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct RawKeys {
+    /// A day, or twice a lease that is longer than half a day.
+    rotate_every: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct RawMetrics {
+    listen: Option<String>,
+    allow_remote: bool,
+    max_groups: usize,
+}
+
+impl Default for RawMetrics {
+    fn default() -> Self {
+        Self { listen: None, allow_remote: false, max_groups: 100 }
+    }
 }
 
 #[derive(Deserialize)]
@@ -118,6 +163,9 @@ impl Default for Raw {
             argon2: RawArgon2::default(),
             max_unauthenticated: 1024,
             max_unauthenticated_per_source: 128,
+            storage_key: None,
+            keys: RawKeys::default(),
+            metrics: RawMetrics::default(),
         }
     }
 }
@@ -148,9 +196,9 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let raw: Raw = toml::from_str(text)
-            .map_err(|e| ConfigError::Syntax { path: path.into(), message: e.to_string().trim_end().to_owned() })?;
-        let bad = |key, problem: String| ConfigError::Value { path: path.into(), key, problem };
+        let raw: Raw = toml::from_str(text).map_err(|e| syntax(text, path, &e))?;
+        let bad =
+            |key, problem: String| ConfigError::Value { path: path.into(), place: place(text, key), key, problem };
         let listen = raw
             .listen
             .iter()
@@ -188,7 +236,21 @@ impl Config {
         if raw.max_unauthenticated == 0 || raw.max_unauthenticated_per_source == 0 {
             return Err(bad("max-unauthenticated", "and max-unauthenticated-per-source must not be 0".into()));
         }
+        let least = u64::from(raw.lease_seconds) * 2;
+        let rotate_every = match &raw.keys.rotate_every {
+            Some(text) => interval(text).map_err(|problem| bad("keys.rotate-every", problem))?,
+            None => Some(Duration::from_secs(least.max(86_400))),
+        };
+        if rotate_every.is_some_and(|every| every.as_secs() < least) {
+            return Err(bad("keys.rotate-every", format!("must be at least twice lease-seconds ({least}s)")));
+        }
+        if raw.storage_key.as_ref().is_some_and(|file| !file.is_absolute()) {
+            return Err(bad("storage-key", "must be an absolute path".into()));
+        }
         Ok(Self {
+            storage_key: raw.storage_key,
+            rotate_every,
+            metrics: metrics(&raw.metrics).map_err(|(key, problem)| bad(key, problem))?,
             listen,
             state_dir: raw.state_dir,
             admin_socket: raw.admin_socket,
@@ -204,6 +266,63 @@ impl Config {
     }
 }
 
+fn metrics(raw: &RawMetrics) -> Result<Option<MetricsConfig>, (&'static str, String)> {
+    let Some(text) = &raw.listen else { return Ok(None) };
+    let wrong = |_| ("metrics.listen", format!("has {text:?}, which is not an address and port"));
+    let listen: SocketAddr = text.parse().map_err(wrong)?;
+    if !listen.ip().is_loopback() && !raw.allow_remote {
+        let problem = "is not a loopback address, and there is no password: set allow-remote = true if everybody who can reach it may read it";
+        return Err(("metrics.listen", problem.into()));
+    }
+    if raw.max_groups > 10_000 {
+        return Err(("metrics.max-groups", "must be at most 10000".into()));
+    }
+    Ok(Some(MetricsConfig { listen, max_groups: raw.max_groups }))
+}
+
+/// `90s`, `30m`, `24h`, `7d`, or `never`.
+fn interval(text: &str) -> Result<Option<Duration>, String> {
+    let wrong = || format!("has {text:?}, which is not a time such as \"24h\" or \"7d\", nor \"never\"");
+    if text == "never" {
+        return Ok(None);
+    }
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let seconds = number.checked_mul(seconds).filter(|s| (1..=3650 * 86_400).contains(s)).ok_or_else(wrong)?;
+    Ok(Some(Duration::from_secs(seconds)))
+}
+
+fn syntax(text: &str, path: &Path, error: &toml::de::Error) -> ConfigError {
+    let line = line_at(text, error.span().map_or(0, |span| span.start));
+    let quoted = text.lines().nth(line - 1).unwrap_or_default().trim().to_owned();
+    ConfigError::Syntax { path: path.into(), line, text: quoted, problem: error.message().replace('\n', " ") }
+}
+
+/// Where `key`, such as `metrics.listen`, stands in a file that is TOML.
+fn place(text: &str, key: &str) -> String {
+    let Ok(document) = toml::de::DeTable::parse(text) else { return String::new() };
+    let mut table = Some(document.get_ref());
+    let mut found = None;
+    for part in key.split('.') {
+        let entry = table.and_then(|t| t.iter().find(|(name, _)| name.get_ref() == part));
+        let Some((name, value)) = entry else { return String::new() };
+        found = Some(name.span().start);
+        table = value.get_ref().as_table();
+    }
+    found.map_or_else(String::new, |at| format!("line {}: ", line_at(text, at)))
+}
+
+fn line_at(text: &str, at: usize) -> usize {
+    text.get(..at).unwrap_or_default().matches('\n').count() + 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,6 +335,9 @@ mod tests {
     fn the_empty_file_is_valid() {
         let config = Config::parse("", Path::new("x")).unwrap();
         assert_eq!(config.listen, ["[::]:7531".parse::<SocketAddr>().unwrap()]);
+        assert_eq!(config.rotate_every, Some(Duration::from_secs(86_400)));
+        let config = Config::parse("lease-seconds = 86400", Path::new("x")).unwrap();
+        assert_eq!(config.rotate_every, Some(Duration::from_secs(2 * 86_400)));
     }
 
     #[test]
@@ -229,9 +351,46 @@ mod tests {
             ("heartbeat-seconds = 0", "heartbeat-seconds"),
             ("[argon2]\nmemory-kib = 1", "argon2"),
             ("[argon2]\nmemory = 1", "memory"),
+            ("storage-key = 'x'", "storage-key"),
+            ("[keys]\nrotate-every = '24'", "rotate-every"),
+            ("[keys]\nrotate-every = '90s'", "rotate-every"),
+            ("[metrics]\nlisten = '0.0.0.0:9531'", "allow-remote"),
+            ("[metrics]\nlisten = '9531'", "listen"),
+            ("[metrics]\nlisten = '127.0.0.1:9531'\nmax-groups = 100000", "max-groups"),
         ] {
             let error = error(text);
             assert!(error.contains("server.toml") && error.contains(key), "{text}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_line() {
+        for (text, line) in [
+            ("\n\nlisen = []", "line 3"),
+            ("overlay4 = '100.96.0.0/12'\nlisten = [", "line 2"),
+            ("# first\nlisten = ['7531']", "line 2"),
+            ("[argon2]\niterations = 1\nmemory-kib = 'much'", "line 3"),
+            ("heartbeat-seconds = 15\nlease-seconds = 20", "line 2"),
+            ("[metrics]\n\nlisten = '[::]:9531'", "line 3"),
+            ("metrics.listen = '[::]:9531'", "line 1"),
+        ] {
+            let error = error(text);
+            assert!(error.contains(line), "{text}: {error}");
+        }
+        // A value that became impossible through another one.
+        assert!(error("heartbeat-seconds = 100").contains("lease-seconds"));
+    }
+
+    #[test]
+    fn intervals_are_read() {
+        let seconds = |text| interval(text).map(|i| i.map(|d| d.as_secs()));
+        assert_eq!(seconds("never"), Ok(None));
+        for (text, expected) in [("90s", 90), ("30m", 1800), ("24h", 86_400), ("7d", 604_800)] {
+            assert_eq!(seconds(text), Ok(Some(expected)));
+        }
+        for bad in ["", "h", "0h", "-1h", "24 h", "1w", "99999999999999999999d", "18446744073709551615d", "1ü"] {
+            assert!(seconds(bad).is_err(), "{bad}");
         }
     }
 }

@@ -6,6 +6,7 @@
 //! * [`store`]: what is kept, one atomic write per use-case; [`hub`]: tells terminals what changed.
 //! * [`import`]: files with users and groups, pure.
 //! * [`keys`]: the organisation's keys; [`config`]; [`clock`]: time and randomness.
+//! * [`metrics`], [`health`]: what an operator watches.
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -13,9 +14,11 @@ pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod health;
 pub mod hub;
 pub mod import;
 pub mod keys;
+pub mod metrics;
 pub mod policy;
 pub mod server;
 pub mod service;

@@ -9,6 +9,7 @@
 //! * `frames`: bytes that no honest program sends, to the server and to cugd.
 //! * `secrets`: what is in memory, and what a tampered list of members is good for.
 //! * `tools`: programs that were not written here.
+//! * `standby`: another server takes the place of the first.
 
 mod frames;
 mod harness;
@@ -18,5 +19,6 @@ mod refusals;
 mod secrets;
 mod server_faults;
 mod sessions;
+mod standby;
 mod support;
 mod tools;

@@ -17,6 +17,9 @@ use std::time::Duration;
 /// Number of the server's host on the LAN.
 pub const NUMBER: u8 = 254;
 
+/// Number of the standby's host on the LAN.
+pub const STANDBY: u8 = 253;
+
 /// Port of the management server.
 pub const PORT: u16 = 7531;
 
@@ -46,8 +49,20 @@ impl ServerHost {
     /// # Errors
     /// As [`Space::new`].
     pub fn new(lan: &Lan, logs: &Path) -> anyhow::Result<Self> {
-        let space = Space::new("server", logs)?;
-        let cable = lan.connect(&space, NUMBER)?;
+        Self::at(lan, logs, "server", NUMBER)
+    }
+
+    /// A second host, which takes over from the first one.
+    ///
+    /// # Errors
+    /// As [`Space::new`].
+    pub fn standby(lan: &Lan, logs: &Path) -> anyhow::Result<Self> {
+        Self::at(lan, logs, "standby", STANDBY)
+    }
+
+    fn at(lan: &Lan, logs: &Path, name: &str, number: u8) -> anyhow::Result<Self> {
+        let space = Space::new(name, logs)?;
+        let cable = lan.connect(&space, number)?;
         accounts::make(&space)?;
         space.write("/etc/cug/server.toml", CONFIG, 0o600)?;
         Ok(Self { space, serving: None, cable })
@@ -115,7 +130,7 @@ impl ServerHost {
         command.arg("serve").env("RUST_LOG", "info,cug_server=debug");
         crate::card::detach(&mut command);
         // Each start has a log of its own: readiness is a line in it.
-        let log = self.space.logs().join("server.cug-server.log");
+        let log = self.space.logs().join(format!("{}.cug-server.log", self.space.name()));
         if log.exists() {
             let number = (1..).find(|n| !log.with_extension(format!("{n}.log")).exists()).unwrap_or_default();
             std::fs::rename(&log, log.with_extension(format!("{number}.log")))?;
@@ -126,6 +141,14 @@ impl ServerHost {
         wait::for_true("the administrator's socket", START_LIMIT, || self.space.listens(ADMIN_SOCKET))?;
         self.serving = Some(serving);
         Ok(())
+    }
+
+    /// Takes over the state of another server, which does not run: as an administrator would copy it.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn take_over(&self, from: &Self) -> anyhow::Result<()> {
+        copy_all(&from.space.path(STATE), &self.space.path(STATE))
     }
 
     /// The running server.
@@ -212,6 +235,11 @@ impl ServerHost {
     /// The server's address for `cugd.toml`.
     pub fn address() -> String {
         format!("{}:{PORT}", lan::address4(NUMBER))
+    }
+
+    /// The standby's address for `cugd.toml`.
+    pub fn standby_address() -> String {
+        format!("{}:{PORT}", lan::address4(STANDBY))
     }
 
     /// What the server logged.

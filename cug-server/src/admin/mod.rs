@@ -22,13 +22,13 @@ pub use status::{StatusInfo, UserDetail};
 
 use crate::{
     config::Config,
-    keys::Keys,
+    keys::{KeyError, Keys, StoragePlace, TlsInfo},
     store::{
-        AuditQuery, AuditRow, AuditVerdict, CardInfo, Directory, GroupInfo, LineProblem, MemberInfo, PolicyUpdate,
-        SessionInfo, UserInfo,
+        AuditQuery, AuditRow, AuditVerdict, CardInfo, Directory, EventInfo, GroupInfo, LineProblem, MemberInfo,
+        PolicyUpdate, SessionInfo, UserInfo,
     },
 };
-use anyhow::Result;
+use anyhow::{Context, Result};
 use cug_proto::id::{GroupName, UserId};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -128,6 +128,20 @@ pub enum Request {
         /// With the hashes of passwords.
         secrets: bool,
     },
+    /// A new key for what is wrapped in the database.
+    ServerKeyRotate,
+    /// The TLS certificate.
+    TlsShow,
+    /// A new TLS key, certified here.
+    TlsRotate,
+    /// A new TLS key that is not used yet; a request for its certificate.
+    TlsRequest,
+    /// Sign a management server's request (PEM).
+    TlsSign(String),
+    /// Use the certificate (PEM) for the last request.
+    TlsInstall(String),
+    /// What `top` shows.
+    Snapshot,
 }
 
 /// What comes back.
@@ -173,7 +187,38 @@ pub enum Reply {
         /// All.
         total: u64,
     },
+    /// A request or a certificate.
+    Pem(String),
+    /// The TLS certificate.
+    Tls(TlsInfo),
+    /// What `top` shows.
+    Snapshot(Box<Snapshot>),
 }
+
+/// The server at one moment.
+#[derive(Serialize, Deserialize)]
+pub struct Snapshot {
+    /// When, RFC 3339.
+    pub at: String,
+    /// Groups, by name.
+    pub groups: Vec<GroupInfo>,
+    /// Who is where: at most [`SNAPSHOT_SESSIONS`] rows, the first by group and user.
+    pub sessions: Vec<SessionInfo>,
+    /// How many rows there are in all.
+    pub all_sessions: usize,
+    /// The last events, newest first.
+    pub events: Vec<EventInfo>,
+    /// Terminals whose session channel stands.
+    pub attached: usize,
+    /// The TLS certificate.
+    pub tls: TlsInfo,
+}
+
+/// Rows of sessions in a [`Snapshot`]: nobody reads more on a screen.
+pub const SNAPSHOT_SESSIONS: usize = 2000;
+
+/// Events in a [`Snapshot`].
+pub const SNAPSHOT_EVENTS: u32 = 100;
 
 /// Has a request carried out: by the running server, or here when none runs. Blocks.
 ///
@@ -192,10 +237,27 @@ pub fn ask_telling(config: &Config, request: &Request, progress: &mut dyn FnMut(
         return Ok(reply);
     }
     let _lock = StateLock::take(&config.state_dir)?;
-    let keys = Arc::new(Keys::load(&config.state_dir)?);
+    let keys = Arc::new(keys_of(config)?);
     let store = Arc::new(open_store(&config.state_dir, &keys)?);
     let service = AdminService::new(store, keys, Arc::new(config.clone()), None);
     let reply = service.carry_out_telling(request, nix::unistd::geteuid().as_raw(), progress);
     state::give_to_owner(&config.state_dir)?;
     Ok(reply)
+}
+
+/// Has a request carried out by the running server only. Blocks.
+///
+/// # Errors
+/// A sentence: no permission, no server, a server that does not answer. A refusal is a [`Reply`].
+pub fn ask_server(config: &Config, request: &Request) -> Result<Reply> {
+    socket::ask(&config.admin_socket, request, &mut |_, _| {})?
+        .with_context(|| format!("no server runs here (nothing listens on {})", config.admin_socket.display()))
+}
+
+/// The keys, with the storage key from where the configuration says.
+///
+/// # Errors
+/// [`KeyError`]
+pub fn keys_of(config: &Config) -> Result<Keys, KeyError> {
+    Keys::load_with(&config.state_dir, StoragePlace::of(&config.state_dir, config.storage_key.as_deref()))
 }

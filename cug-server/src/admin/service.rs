@@ -1,6 +1,6 @@
 //! Carries out what administrators ask for.
 
-use super::{Password, Reply, Request, state::ULA};
+use super::{Password, Reply, Request, SNAPSHOT_EVENTS, SNAPSHOT_SESSIONS, Snapshot, state::ULA};
 use crate::{
     clock,
     config::Config,
@@ -13,7 +13,6 @@ use cug_proto::{
     id::{Epoch, GroupId, GroupName, UserId},
     login::CARD_KEY_BITS,
     message::{EndReason, Fingerprint},
-    secret::Secret,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use rsa::{
@@ -126,6 +125,13 @@ impl AdminService {
             Request::AuditVerify(noted) => self.audit_verify(noted.as_deref())?,
             Request::Import(directory) => self.import(by, directory, &mut |_, _| {})?,
             Request::Export { secrets } => self.export(*secrets)?,
+            Request::ServerKeyRotate => done(self.keys.storage_place().rotate(by, store)?),
+            Request::TlsShow
+            | Request::TlsRotate
+            | Request::TlsRequest
+            | Request::TlsSign(_)
+            | Request::TlsInstall(_) => self.tls(request, by.now)?,
+            Request::Snapshot => Reply::Snapshot(Box::new(self.snapshot(by.now)?)),
         })
     }
 
@@ -208,7 +214,33 @@ impl AdminService {
     }
 
     pub(super) fn mint(&self, group: GroupId, epoch: Epoch) -> Result<Vec<u8>> {
-        mint(&self.keys, group, epoch)
+        self.keys.mint(group, epoch)
+    }
+
+    fn tls(&self, request: &Request, now: clock::UnixTime) -> Result<Reply> {
+        let reply = match request {
+            Request::TlsRotate => self.keys.rotate_tls(now).map(Reply::Tls),
+            Request::TlsRequest => self.keys.request_tls().map(Reply::Pem),
+            Request::TlsSign(csr) => self.keys.sign_tls(csr, now).map(Reply::Pem),
+            Request::TlsInstall(certificate) => self.keys.install_tls(certificate, now).map(Reply::Tls),
+            _ => self.keys.tls_info().map(Reply::Tls),
+        };
+        reply.map_err(|e| StoreError::Refused(e.to_string()))
+    }
+
+    fn snapshot(&self, now: clock::UnixTime) -> Result<Snapshot> {
+        let mut sessions = self.store.sessions()?;
+        let all_sessions = sessions.len();
+        sessions.truncate(SNAPSHOT_SESSIONS);
+        Ok(Snapshot {
+            at: clock::rfc3339(now),
+            groups: self.store.groups()?,
+            sessions,
+            all_sessions,
+            events: self.store.recent_events(SNAPSHOT_EVENTS)?,
+            attached: self.hub.as_ref().map_or(0, HubHandle::attached),
+            tls: self.keys.tls_info().map_err(|e| StoreError::Refused(e.to_string()))?,
+        })
     }
 
     fn hash(&self, password: &Password) -> Result<PasswordRecord> {
@@ -223,13 +255,6 @@ fn exceptions(group: &GroupInfo) -> String {
         (PolicyKind::Closed, n) => format!(", with {n} exception{}", if n == 1 { "" } else { "s" }),
         (PolicyKind::Open, _) => "; its exceptions count once it is closed".into(),
     }
-}
-
-/// A new group key, wrapped at once.
-pub(super) fn mint(keys: &Keys, group: GroupId, epoch: Epoch) -> Result<Vec<u8>> {
-    let key = Secret::random(&mut clock::rng());
-    let wrapped = keys.storage().wrap_group_key(group, epoch, &key, &mut clock::rng());
-    wrapped.map_err(|e| StoreError::Fault(e.into()))
 }
 
 pub(super) fn done(sentence: String) -> Reply {

@@ -69,9 +69,15 @@ pub fn initialise(config: &Config, organisation: &str) -> Result<()> {
     let ula: String = clock::random::<5>().iter().map(|b| format!("{b:02x}")).collect();
     store.set_once(ULA, &ula)?;
     drop(store);
-    keys::create(dir, organisation, clock::unix_now())?;
-    drop(open_store(dir, &Keys::load(dir)?)?);
-    give_to_owner(dir)
+    let place = keys::StoragePlace::of(dir, config.storage_key.as_deref());
+    keys::create_with(dir, &place, organisation, clock::unix_now())?;
+    drop(open_store(dir, &Keys::load_with(dir, place.clone())?)?);
+    give_to_owner(dir)?;
+    if config.storage_key.is_some() && nix::unistd::geteuid().is_root() {
+        let owner = std::fs::metadata(dir)?;
+        chown(place.file(), Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(())
 }
 
 /// Opens a state directory's store. The caller holds its [`StateLock`].
@@ -80,6 +86,7 @@ pub fn initialise(config: &Config, organisation: &str) -> Result<()> {
 /// [`StoreError`]; [`keys::KeyError`] when the audit's key cannot be kept.
 pub fn open_store(state_dir: &Path, keys: &Keys) -> Result<Sqlite> {
     let store = Sqlite::open(&database(state_dir), keys.audit())?;
+    keys.storage_place().settle(&store)?;
     keys.keep_audit_key()?;
     Ok(store)
 }
@@ -104,7 +111,7 @@ pub fn restore(config: &Config, backup: &Path, force: bool) -> Result<Option<Pat
     let keys = Keys::load(dir)?;
     let actor = super::service::account_name(nix::unistd::geteuid().as_raw());
     let by = By { actor: &actor, now: clock::unix_now() };
-    let mint = |group, epoch| super::service::mint(&keys, group, epoch);
+    let mint = |group, epoch| keys.mint(group, epoch);
     let kept = Sqlite::restore(&database(dir), backup, &keys, by, &mint, force)
         // The sentence says what is wrong with the backup, not with the database.
         .map_err(|error| match error {

@@ -6,6 +6,7 @@ mod card;
 mod confirm;
 mod group;
 mod import;
+mod keys;
 mod manual;
 mod output;
 mod prompt;
@@ -13,6 +14,8 @@ mod serve;
 mod session;
 mod tables;
 mod text;
+mod tls;
+mod top;
 mod user;
 
 use crate::{
@@ -88,6 +91,14 @@ enum Command {
     Backup(backup::Backup),
     /// Put a backup in the place of the database; the server must be stopped
     Restore(backup::Restore),
+    /// The key that wraps what is secret in the database
+    #[command(subcommand)]
+    ServerKey(keys::Command),
+    /// The TLS key of this server
+    #[command(subcommand)]
+    Tls(tls::Command),
+    /// Watch groups, who sits where, and what happens; q quits
+    Top,
 }
 
 /// Runs the command line of this process.
@@ -146,6 +157,9 @@ fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         Command::Export(export) => export.run(&config, output),
         Command::Backup(backup) => backup.run(&config, output),
         Command::Restore(restore) => restore.run(&config, output),
+        Command::ServerKey(command) => ask(&config, output, &command.request()),
+        Command::Tls(command) => command.run(&config, output),
+        Command::Top => top::run(&config, output),
     }
 }
 

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     admin::{Finding, Reply},
+    keys::TlsInfo,
     store::{AuditRow, GroupInfo, MemberInfo},
 };
 use anyhow::Result;
@@ -26,6 +27,11 @@ impl Output {
     /// The administrator said yes to everything beforehand.
     pub(super) fn agreed(&self) -> bool {
         self.yes
+    }
+
+    /// Whether programs read it.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
     }
 
     /// A sentence about what was done.
@@ -94,6 +100,9 @@ impl Output {
             Reply::Der(der) => self.show(der, || format!("{} bytes\n", der.len())),
             Reply::UserDetail(detail) => self.show(detail, || tables::user(detail)),
             Reply::Status(status) => self.show(status, || tables::status(status)),
+            Reply::Pem(pem) => self.show(&serde_json::json!({ "pem": pem }), || pem.clone()),
+            Reply::Tls(tls) => self.show(tls, || tls_text(tls)),
+            Reply::Snapshot(snapshot) => self.show(snapshot, || tables::sessions(&snapshot.sessions)),
         }
     }
 
@@ -120,10 +129,6 @@ impl Output {
         self.text(&audit_table(rows, with_head))
     }
 
-    pub(super) fn is_json(&self) -> bool {
-        self.json
-    }
-
     pub(super) fn show(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
         if self.json { self.value(value) } else { self.text(&text()) }
     }
@@ -143,6 +148,11 @@ struct GroupWithMembers<'a> {
     group: &'a GroupInfo,
     #[serde(rename = "member_list")]
     members: &'a [MemberInfo],
+}
+
+fn tls_text(tls: &TlsInfo) -> String {
+    let renewal = if tls.renews { "renewed by itself" } else { "the CA's key is not on this host: see `tls request`" };
+    format!("valid until {}; {renewal}\nkey {}\n", tls.until, tls.key)
 }
 
 /// Fixed widths, because `--follow` does not know what comes. The card's fingerprint is cut to what `card revoke` takes.

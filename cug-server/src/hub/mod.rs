@@ -5,6 +5,7 @@
 
 mod leases;
 mod rotation;
+pub mod schedule;
 mod terminals;
 
 pub use terminals::Push;
@@ -12,6 +13,7 @@ pub(crate) use terminals::peers_messages;
 
 use crate::{
     clock,
+    metrics::Metrics,
     service::blocking,
     store::{By, Change, Ending, Result, Store, StoreError},
 };
@@ -21,14 +23,7 @@ use cug_proto::{
 };
 use leases::Leases;
 use rotation::Rotations;
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use terminals::Terminals;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
@@ -50,6 +45,7 @@ enum Command {
     Renew(SessionId),
     Expect(SessionId, Instant),
     KeyAck(SessionId, KeyAck),
+    Ping(oneshot::Sender<()>),
 }
 
 /// A terminal's place at the hub.
@@ -69,15 +65,10 @@ pub struct HubUnavailable;
 pub struct HubHandle {
     commands: mpsc::UnboundedSender<Command>,
     changed: Arc<Notify>,
-    attached: Arc<AtomicUsize>,
+    metrics: Metrics,
 }
 
 impl HubHandle {
-    /// How many terminals are attached now.
-    pub fn attached(&self) -> usize {
-        self.attached.load(Ordering::Relaxed)
-    }
-
     /// The store changed.
     pub fn poke(&self) {
         self.changed.notify_one();
@@ -114,6 +105,18 @@ impl HubHandle {
         self.send(Command::KeyAck(session, ack));
     }
 
+    /// Waits until the hub has done everything that it was asked before. `false` when it is gone.
+    pub async fn ping(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Ping(reply));
+        answer.await.is_ok()
+    }
+
+    /// How many terminals are attached.
+    pub fn attached(&self) -> usize {
+        self.metrics.attached()
+    }
+
     /// A hub that is gone is a server that stops: nobody is left to be told.
     fn send(&self, command: Command) {
         let _stopped = self.commands.send(command);
@@ -130,7 +133,7 @@ pub struct Hub {
     terminals: Terminals,
     leases: Leases,
     rotations: Rotations,
-    attached: Arc<AtomicUsize>,
+    metrics: Metrics,
 }
 
 impl Hub {
@@ -138,7 +141,7 @@ impl Hub {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn start(store: Arc<dyn Store>, lease: Duration) -> Result<(Self, HubHandle)> {
+    pub async fn start(store: Arc<dyn Store>, lease: Duration, metrics: Metrics) -> Result<(Self, HubHandle)> {
         let (sender, commands) = mpsc::unbounded_channel();
         let changed = Arc::new(Notify::new());
         let now = clock::monotonic();
@@ -153,7 +156,7 @@ impl Hub {
             terminals: Terminals::default(),
             leases: Leases::default(),
             rotations: Rotations::default(),
-            attached: Arc::default(),
+            metrics: metrics.clone(),
         };
         for session in sessions {
             hub.leases.set(session, now + lease);
@@ -161,8 +164,7 @@ impl Hub {
         for group in rotating {
             hub.begin_rotation(group, now).await?;
         }
-        let attached = hub.attached.clone();
-        Ok((hub, HubHandle { commands: sender, changed, attached }))
+        Ok((hub, HubHandle { commands: sender, changed, metrics }))
     }
 
     /// Runs until nobody holds a [`HubHandle`] any more.
@@ -181,7 +183,7 @@ impl Hub {
                 () = sleep_until(due) => self.due().await,
                 _ = housekeeping.tick() => self.housekeeping().await,
             };
-            self.attached.store(self.terminals.count(), Ordering::Relaxed);
+            self.metrics.set_attached(self.terminals.len());
             retry = result.err().map(|error| {
                 tracing::error!(%error, "terminals cannot be told of changes now");
                 clock::monotonic() + RETRY
@@ -200,6 +202,8 @@ impl Hub {
             Command::Detach { session, attachment } => self.terminals.detach(&session, attachment),
             Command::Renew(session) => self.leases.renew(session, clock::monotonic() + self.lease),
             Command::Expect(session, deadline) => self.leases.set(session, deadline),
+            // Nobody waits any more when the answer took too long.
+            Command::Ping(reply) => drop(reply.send(())),
             Command::KeyAck(session, ack) => {
                 if self.rotations.acknowledge(session, ack) {
                     self.activate(ack.group).await?;
@@ -212,7 +216,7 @@ impl Hub {
     /// First everything that happened, then the terminal: so that it misses nothing that comes after.
     async fn subscribe(&mut self, session: SessionId) -> Result<Option<Subscription>> {
         self.catch_up().await?;
-        let Some((user, groups)) = blocking(self.store.clone(), move |s| s.session_groups(&session)).await? else {
+        let Some((user, groups)) = self.store(move |s| s.session_groups(&session)).await? else {
             return Ok(None);
         };
         let now = clock::monotonic();
@@ -226,7 +230,7 @@ impl Hub {
     async fn catch_up(&mut self) -> Result<()> {
         loop {
             let since = self.revision;
-            let changes = blocking(self.store.clone(), move |s| s.changes_since(since)).await?;
+            let changes = self.store(move |s| s.changes_since(since)).await?;
             let Some((last, _)) = changes.last() else { return Ok(()) };
             let last = *last;
             let mut members: BTreeMap<GroupId, Vec<UserId>> = BTreeMap::new();
@@ -253,7 +257,7 @@ impl Hub {
             users.sort_unstable();
             users.dedup();
             let asked = users.clone();
-            let present = blocking(self.store.clone(), move |s| s.presence(group, &asked)).await?;
+            let present = self.store(move |s| s.presence(group, &asked)).await?;
             self.terminals.tell_members(group, revision, &users, present);
         }
         Ok(())
@@ -287,7 +291,7 @@ impl Hub {
 
     /// All sessions of the group must have the new key, or had their time, before it is used.
     async fn begin_rotation(&mut self, group: GroupId, now: Instant) -> Result<()> {
-        let Some((epoch, sessions)) = blocking(self.store.clone(), move |s| s.pending_epoch(group)).await? else {
+        let Some((epoch, sessions)) = self.store(move |s| s.pending_epoch(group)).await? else {
             return Ok(());
         };
         self.terminals.push_to_group(group, Push::Keys(group));
@@ -304,7 +308,9 @@ impl Hub {
 
     async fn activate_in_store(&mut self, group: GroupId, epoch: Epoch, acknowledged: Vec<SessionId>) -> Result<()> {
         let now = clock::unix_now();
-        blocking(self.store.clone(), move |s| s.activate(group, epoch, &acknowledged, now)).await?;
+        if self.store(move |s| s.activate(group, epoch, &acknowledged, now)).await? {
+            self.metrics.rotated();
+        }
         self.poke_self();
         Ok(())
     }
@@ -314,6 +320,7 @@ impl Hub {
         for session in self.leases.take_expired(now) {
             tracing::info!("a session ends: no heartbeat within the lease");
             self.end(session, EndReason::LeaseExpired, "no heartbeat within the lease").await?;
+            self.metrics.lease_expired();
         }
         for (group, late) in self.rotations.take_overdue(now) {
             // Who is not attached gets the key when it attaches, and who has just attached has it by now; who had time and did not
@@ -323,6 +330,7 @@ impl Hub {
             let late: Vec<_> = late.into_iter().filter(had_time).collect();
             for session in late {
                 self.end(session, EndReason::Protocol, "did not take the new group key").await?;
+                self.metrics.key_not_taken();
             }
             self.activate(group).await?;
         }
@@ -331,7 +339,7 @@ impl Hub {
 
     async fn end(&mut self, session: SessionId, tell: EndReason, reason: &'static str) -> Result<()> {
         let now = clock::unix_now();
-        let ended = blocking(self.store.clone(), move |s| {
+        let ended = self.store(move |s| {
             let by = By { actor: "server", now };
             s.end_session(&session, &Ending { event: "session-end", by, reason, tell: Some(tell) })
         });
@@ -347,7 +355,7 @@ impl Hub {
     async fn housekeeping(&mut self) -> Result<()> {
         let seen = self.leases.take_renewed();
         let (now, processed) = (clock::unix_now(), self.revision);
-        let kept = blocking(self.store.clone(), move |s| {
+        let kept = self.store(move |s| {
             if !seen.is_empty() {
                 s.seen(&seen, now)?;
             }
@@ -359,6 +367,16 @@ impl Hub {
             Err(StoreError::Refused(_)) | Ok(()) => {}
         }
         Ok(())
+    }
+
+    /// An operation of the store, measured.
+    fn store<T, F>(&self, work: F) -> impl Future<Output = Result<T>> + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn Store) -> Result<T> + Send + 'static,
+    {
+        let (metrics, operation) = (self.metrics.clone(), blocking(self.store.clone(), work));
+        async move { metrics.store(operation).await }
     }
 
     fn poke_self(&self) {

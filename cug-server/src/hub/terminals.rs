@@ -105,7 +105,7 @@ impl Terminals {
         self.by_session.get(session).map(|t| t.since)
     }
 
-    pub(super) fn count(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.by_session.len()
     }
 

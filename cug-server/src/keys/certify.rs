@@ -1,5 +1,6 @@
 //! Making keys and certificates (X.509, RFC 5280), and reading them back.
 
+use super::storage::StoragePlace;
 use crate::clock::{self, UnixTime};
 use cug_proto::{login::CARD_KEY_BITS, trust};
 use rcgen::{
@@ -18,7 +19,7 @@ use std::{
 use zeroize::Zeroizing;
 
 const DAY: UnixTime = 86_400;
-const TLS_LIFE: UnixTime = 365 * DAY;
+pub(super) const TLS_LIFE: UnixTime = 365 * DAY;
 const CA_LIFE: UnixTime = 40 * 365 * DAY;
 
 /// The keys cannot be made or used. One sentence.
@@ -47,6 +48,15 @@ pub enum KeyError {
     /// The TLS library refuses.
     #[error("cannot use the TLS key: {0}")]
     Tls(String),
+    /// A secret that is none.
+    #[error("others can read {0}, which holds a secret: chmod 600 it, and think about who may have read it")]
+    Exposed(PathBuf),
+    /// The CA's key is kept elsewhere.
+    #[error("{0} is not on this host: do this where the CA's key is kept")]
+    NoCaKey(PathBuf),
+    /// A file that was given cannot be used. One sentence.
+    #[error("{0}")]
+    Unfit(&'static str),
 }
 
 impl KeyError {
@@ -64,6 +74,19 @@ impl KeyError {
 /// # Errors
 /// [`KeyError::Initialised`] when there are keys already; else a file or certificate that could not be made.
 pub fn create(state_dir: &Path, organisation: &str, now: UnixTime) -> Result<(), KeyError> {
+    create_with(state_dir, &StoragePlace::choose(state_dir, None, None), organisation, now)
+}
+
+/// The same with the storage key in this place, where there may be one already.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_with(
+    state_dir: &Path,
+    storage: &StoragePlace,
+    organisation: &str,
+    now: UnixTime,
+) -> Result<(), KeyError> {
     let keys = state_dir.join("keys");
     if keys.exists() {
         return Err(KeyError::Initialised(state_dir.into()));
@@ -78,6 +101,11 @@ pub fn create(state_dir: &Path, organisation: &str, now: UnixTime) -> Result<(),
         .create(&unfinished)
         .map_err(|e| KeyError::file(&unfinished, e))?;
     fill(&unfinished, organisation, now)?;
+    if *storage == StoragePlace::choose(state_dir, None, None) {
+        StoragePlace::choose(state_dir, Some(&unfinished.join("storage.key")), None).create()?;
+    } else {
+        storage.create()?;
+    }
     fs::File::open(&unfinished).and_then(|d| d.sync_all()).map_err(|e| KeyError::file(&unfinished, e))?;
     fs::rename(&unfinished, &keys).map_err(|e| KeyError::file(&keys, e))?;
     fs::File::open(state_dir).and_then(|d| d.sync_all()).map_err(|e| KeyError::file(state_dir, e))
@@ -96,9 +124,7 @@ fn fill(dir: &Path, organisation: &str, now: UnixTime) -> Result<(), KeyError> {
     write_new(&dir.join("envelope.pem"), object.pem().as_bytes())?;
 
     issue_tls(dir, &issuer, now)?;
-    for secret in ["storage.key", "decoy.key"] {
-        write_new(&dir.join(secret), Zeroizing::new(clock::random::<32>()).as_slice())?;
-    }
+    write_new(&dir.join("decoy.key"), Zeroizing::new(clock::random::<32>()).as_slice())?;
     for (bits, size) in CARD_KEY_BITS.into_iter().zip([RsaKeySize::_2048, RsaKeySize::_3072, RsaKeySize::_4096]) {
         let nobodys = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, size)?;
         write_new(&dir.join(format!("decoy-{bits}.pem")), nobodys.public_key_pem().as_bytes())?;
@@ -134,16 +160,6 @@ fn named(name: &str, now: UnixTime, life: UnixTime) -> CertificateParams {
     params
 }
 
-/// Issues a new TLS key and certificate when less than a third of the present one's life is left.
-pub(super) fn renew_tls(dir: &Path, ca: &CertificateDer<'_>, now: UnixTime) -> Result<(), KeyError> {
-    let path = dir.join("tls.pem");
-    if expiry(&path)? - now >= TLS_LIFE / 3 {
-        return Ok(());
-    }
-    tracing::info!("the TLS certificate is renewed");
-    issue_tls(dir, &issuer(dir, ca)?, now)
-}
-
 /// When the certificate in a PEM file expires.
 pub(super) fn expiry(path: &Path) -> Result<UnixTime, KeyError> {
     let present = read_certificate(path)?;
@@ -152,14 +168,19 @@ pub(super) fn expiry(path: &Path) -> Result<UnixTime, KeyError> {
     Ok(UnixTime::try_from(end).unwrap_or(UnixTime::MAX))
 }
 
-fn issue_tls(dir: &Path, issuer: &Issuer<'_, KeyPair>, now: UnixTime) -> Result<(), KeyError> {
-    let key = KeyPair::generate()?;
+/// What the certificate of a management server says: the same for each of them.
+pub(super) fn tls_params(now: UnixTime) -> Result<CertificateParams, KeyError> {
     let mut params = named(trust::SERVER_NAME, now, TLS_LIFE);
     params.subject_alt_names = CertificateParams::new(vec![trust::SERVER_NAME.to_owned()])?.subject_alt_names;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
-    let certificate = params.signed_by(&key, issuer)?;
+    Ok(params)
+}
+
+pub(super) fn issue_tls(dir: &Path, issuer: &Issuer<'_, KeyPair>, now: UnixTime) -> Result<(), KeyError> {
+    let key = KeyPair::generate()?;
+    let certificate = tls_params(now)?.signed_by(&key, issuer)?;
     // Key and certificate in one file: a crash must not leave a pair that does not match.
     let both = Zeroizing::new([certificate.pem(), key.serialize_pem()].concat());
     replace(&dir.join("tls.pem"), both.as_bytes())
@@ -180,8 +201,11 @@ pub(super) fn certify_card(
     Ok(params.signed_by(&card_key, &issuer(dir, ca)?)?.der().to_vec())
 }
 
-fn issuer(dir: &Path, ca: &CertificateDer<'_>) -> Result<Issuer<'static, KeyPair>, KeyError> {
+pub(super) fn issuer(dir: &Path, ca: &CertificateDer<'_>) -> Result<Issuer<'static, KeyPair>, KeyError> {
     let path = dir.join("ca.key");
+    if !path.exists() {
+        return Err(KeyError::NoCaKey(path));
+    }
     let key = KeyPair::try_from(&read_private_key(&path)?).map_err(|_| KeyError::bad(&path))?;
     Ok(Issuer::from_ca_cert_der(ca, key)?)
 }
@@ -192,6 +216,7 @@ pub(super) fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, K
 }
 
 pub(super) fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, KeyError> {
+    super::storage::private(path, false)?;
     let pem = Zeroizing::new(fs::read(path).map_err(|e| KeyError::file(path, e))?);
     PrivateKeyDer::from_pem_slice(&pem).map_err(|_| KeyError::bad(path))
 }
@@ -203,9 +228,11 @@ pub(super) fn read_public_key(path: &Path) -> Result<Vec<u8>, KeyError> {
     Ok(key.to_vec())
 }
 
-/// Writes a file of its own mode, 0600, whole or not at all.
+/// Writes a secret file, all or nothing: after a crash it is the old one or the new one.
 pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), KeyError> {
-    let new = path.with_extension("new");
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
     match fs::remove_file(&new) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(KeyError::file(&new, e)),
         _ => {}

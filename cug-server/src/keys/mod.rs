@@ -4,30 +4,43 @@
 //! |---|---|---|
 //! | `ca.key`, `ca.pem` | the CA, ECDSA P-256; cards trust it through the server object | never |
 //! | `envelope.key`, `envelope.pem` | RSA 3072, to which terminals encrypt ID and password; the certificate is the cards' server object | never |
-//! | `tls.pem` | the TLS key of this server and its certificate, ECDSA P-256, a year | by itself |
-//! | `storage.key` | 32 bytes that wrap group keys and session secrets in the database | |
+//! | `tls.pem` | the TLS key of this server and its certificate, ECDSA P-256, a year | by itself, or by `tls rotate`, `tls install` |
+//! | `storage.key` | 32 bytes that wrap group keys and session secrets in the database; may lie elsewhere | by `server-key rotate` |
 //! | `audit.key` | 32 bytes that chain the audit | never |
 //! | `decoy.key`, `decoy-BITS.pem` | what unknown users and cards are challenged with | never |
 
 mod audit;
 mod certify;
+mod storage;
+mod tls;
 mod wrap;
 
 pub use audit::{AuditKey, Chain};
-pub use certify::{KeyError, create};
-pub use wrap::StorageKey;
+pub use certify::{KeyError, create, create_with};
+pub use storage::{Storage, StoragePlace};
+pub use tls::{TLS_WARNING, TlsInfo};
+pub use wrap::{Held, StorageKey, StorageKeyId, Wrapped};
 
-use crate::clock::UnixTime;
-use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey};
-use cug_proto::{ProtocolError, kdf, login::CARD_KEY_BITS, message::Fingerprint, secret::Secret, trust};
-use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer},
+use crate::{
+    clock::{self, UnixTime},
+    store::StoreError,
 };
+use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey};
+use cug_proto::{
+    ProtocolError,
+    id::{Epoch, GroupId},
+    kdf,
+    login::CARD_KEY_BITS,
+    message::Fingerprint,
+    secret::Secret,
+    trust,
+};
+use rustls::{ServerConfig, pki_types::CertificateDer};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+use tls::{Leaf, TlsFiles};
 use zeroize::Zeroizing;
 
 /// All keys, loaded.
@@ -37,9 +50,10 @@ pub struct Keys {
     server_object: CertificateDer<'static>,
     envelope: OaepPrivateDecryptingKey,
     envelope_id: [u8; 32],
-    storage: StorageKey,
+    storage: Storage,
     decoys: Decoys,
     audit: AuditKey,
+    leaf: Arc<Leaf>,
 }
 
 impl Keys {
@@ -48,6 +62,14 @@ impl Keys {
     /// # Errors
     /// [`KeyError`]: the server was not initialised, or a file cannot be read or is not what it should be.
     pub fn load(state_dir: &Path) -> Result<Self, KeyError> {
+        Self::load_with(state_dir, StoragePlace::of(state_dir, None))
+    }
+
+    /// Reads the keys of a state directory, and the storage key from its place.
+    ///
+    /// # Errors
+    /// As [`Keys::load`].
+    pub fn load_with(state_dir: &Path, storage: StoragePlace) -> Result<Self, KeyError> {
         let dir = state_dir.join("keys");
         if !dir.is_dir() {
             return Err(KeyError::NotInitialised(state_dir.into()));
@@ -61,11 +83,11 @@ impl Keys {
             .ok()
             .and_then(|key| OaepPrivateDecryptingKey::new(key).ok())
             .ok_or_else(|| KeyError::bad(&dir.join("envelope.key")))?;
-        let storage = StorageKey::new(read_secret(&dir.join("storage.key"))?);
+        let storage = Storage::load(storage)?;
         let decoys = Decoys::load(&dir)?;
-        let audit = AuditKey::load(&dir, &storage)?;
-        let envelope_id = *object.envelope_key().key_id();
-        Ok(Self { ca, server_object, envelope, envelope_id, storage, decoys, audit, dir })
+        let audit = AuditKey::load(&dir, storage.key())?;
+        let (envelope_id, leaf) = (*object.envelope_key().key_id(), Arc::default());
+        Ok(Self { ca, server_object, envelope, envelope_id, storage, decoys, audit, leaf, dir })
     }
 
     /// SHA-256 of the public key of a state directory's CA: what terminals must be told.
@@ -93,6 +115,11 @@ impl Keys {
 
     /// Wraps what must not be in the database in clear.
     pub fn storage(&self) -> &StorageKey {
+        self.storage.key()
+    }
+
+    /// The same with its place: to check it and to exchange it.
+    pub fn storage_place(&self) -> &Storage {
         &self.storage
     }
 
@@ -107,6 +134,16 @@ impl Keys {
     /// [`KeyError::File`]
     pub fn keep_audit_key(&self) -> Result<(), KeyError> {
         self.audit.keep(&self.dir)
+    }
+
+    /// A new group key, wrapped at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Fault`]
+    pub fn mint(&self, group: GroupId, epoch: Epoch) -> Result<Vec<u8>, StoreError> {
+        let key = Secret::random(&mut clock::rng());
+        let wrapped = self.storage().wrap_group_key(group, epoch, &key, &mut clock::rng());
+        wrapped.map_err(|e| StoreError::Fault(e.into()))
     }
 
     /// What the unknown are challenged with.
@@ -140,15 +177,75 @@ impl Keys {
         certify::certify_card(&self.dir, &self.ca, user, spki, now)
     }
 
-    /// The TLS configuration; makes a new TLS certificate first when less than a third of the present one's life is left.
+    /// The TLS configuration; makes a new TLS certificate first when less than a third of the present one's life is left and the CA's key is
+    /// here. Later exchanges of the key show in it at once.
     ///
     /// # Errors
     /// [`KeyError`]
     pub fn tls_config(&self, now: UnixTime) -> Result<Arc<ServerConfig>, KeyError> {
-        certify::renew_tls(&self.dir, &self.ca, now)?;
-        let leaf = certify::read_certificate(&self.dir.join("tls.pem"))?;
-        let key = certify::read_private_key(&self.dir.join("tls.pem"))?;
-        server_config(vec![leaf, self.ca.clone()], key).map_err(|e| KeyError::Tls(e.to_string()))
+        self.watch_tls(now)?;
+        server_config(self.leaf.clone()).map_err(|e| KeyError::Tls(e.to_string()))
+    }
+
+    /// Renews the TLS certificate when it is time, warns when it cannot and should, and shows what is on disk now.
+    ///
+    /// # Errors
+    /// [`KeyError`]; what is shown stays.
+    pub fn watch_tls(&self, now: UnixTime) -> Result<TlsInfo, KeyError> {
+        let files = self.tls_files();
+        files.renew(now)?;
+        files.show(&self.leaf)?;
+        files.info()
+    }
+
+    /// Makes a new TLS key with a certificate of the CA, and shows it to connections that come from now on.
+    ///
+    /// # Errors
+    /// [`KeyError::NoCaKey`] when the CA's key is kept elsewhere.
+    pub fn rotate_tls(&self, now: UnixTime) -> Result<TlsInfo, KeyError> {
+        let files = self.tls_files();
+        files.issue(now)?;
+        files.show(&self.leaf)?;
+        files.info()
+    }
+
+    /// The TLS certificate in use.
+    ///
+    /// # Errors
+    /// [`KeyError`]
+    pub fn tls_info(&self) -> Result<TlsInfo, KeyError> {
+        self.tls_files().info()
+    }
+
+    /// A new TLS key that is not used yet; a request (PKCS #10, PEM) for its certificate.
+    ///
+    /// # Errors
+    /// [`KeyError`]
+    pub fn request_tls(&self) -> Result<String, KeyError> {
+        self.tls_files().request()
+    }
+
+    /// The certificate (PEM) of a management server for a request.
+    ///
+    /// # Errors
+    /// [`KeyError`]: not a request, or the CA's key is kept elsewhere.
+    pub fn sign_tls(&self, request: &str, now: UnixTime) -> Result<String, KeyError> {
+        self.tls_files().sign(request, now)
+    }
+
+    /// Puts the certificate (PEM) for the last request into use, and shows it to connections that come from now on.
+    ///
+    /// # Errors
+    /// [`KeyError::Unfit`] when terminals would not accept it.
+    pub fn install_tls(&self, certificate: &str, now: UnixTime) -> Result<TlsInfo, KeyError> {
+        let files = self.tls_files();
+        files.install(certificate, now)?;
+        files.show(&self.leaf)?;
+        files.info()
+    }
+
+    fn tls_files(&self) -> TlsFiles<'_> {
+        TlsFiles { dir: &self.dir, ca: &self.ca }
     }
 }
 
@@ -162,15 +259,12 @@ pub fn expiries(state_dir: &Path) -> Result<[UnixTime; 2], KeyError> {
 }
 
 /// TLS 1.3 only; nothing is resumed and nothing is accepted early, so that every connection has its own exporter.
-fn server_config(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-) -> Result<Arc<ServerConfig>, rustls::Error> {
+fn server_config(leaf: Arc<Leaf>) -> Result<Arc<ServerConfig>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+        .with_cert_resolver(leaf);
     config.alpn_protocols = vec![trust::ALPN.to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -202,6 +296,7 @@ impl Decoys {
 }
 
 fn read_secret(path: &Path) -> Result<Secret<32>, KeyError> {
+    storage::private(path, false)?;
     let bytes = Zeroizing::new(std::fs::read(path).map_err(|e| KeyError::file(path, e))?);
     Secret::copy_from(&bytes).ok_or_else(|| KeyError::bad(path))
 }

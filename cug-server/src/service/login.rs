@@ -105,9 +105,11 @@ impl Service {
         login: &Login,
         exporter: &[u8; 32],
     ) -> Answer {
+        let mut counted = self.metrics.login();
         let transcript = transcript.with_envelope(&login.envelope);
         let keys = LoginKeys::new(&challenged.expected, exporter);
         if keys.verify_proof(&transcript, &login.proof).is_err() {
+            counted.rejected();
             self.note_rejection(challenged);
             return Answer::Rejected;
         }
@@ -122,6 +124,7 @@ impl Service {
             Err(Stop::Deny(reason)) => (Outcome::Denied(reason), None),
             Err(Stop::Unavailable(reason)) => return Answer::Unavailable(reason),
         };
+        counted.decided(&outcome);
         seal(keys, transcript, &wg, &outcome, granted)
     }
 
@@ -191,6 +194,7 @@ impl Service {
         if let Err(reason) = policy::admit(challenged.revoked, &account, clock::unix_now()) {
             return Ok(Err(reason));
         }
+        let _counted = self.metrics.password_check();
         let right = self.passwords.verify(credentials.password.duplicate(), account.password.clone()).await;
         let right = right.map_err(|error| match error {
             PasswordError::Busy => Stop::Unavailable(Unavailable::Busy(2)),
@@ -203,15 +207,17 @@ impl Service {
     async fn grant(&self, challenged: &Challenged, credentials: &Credentials) -> Result<Grant, Stop> {
         let session: SessionId = clock::random();
         let secret = Secret::random(&mut clock::rng());
-        let wrapped_secret = self.keys.storage().wrap_session_secret(&session, &secret, &mut clock::rng())?;
         let wg_public_key = credentials.wg_public_key;
         let host_name = credentials.host_name.clone();
         let addresses = super::session::usable(&credentials.addresses);
-        let facts = challenged.owned();
+        let (facts, keys) = (challenged.owned(), self.keys.clone());
         // The keys are read first: if one changes before the session is there, the terminal gets the new one when it attaches. The policies
         // are read last: whoever changes one from then on finds the session, and marks it.
-        let groups = self
+        let (groups, secret) = self
             .store(move |s| {
+                let _until_stored = keys.storage().hold();
+                let wrapped = keys.storage().wrap_session_secret(&session, &secret, &mut clock::rng());
+                let wrapped_secret = wrapped.map_err(|e| StoreError::Fault(e.into()))?;
                 let groups = s.group_keys(&facts.user)?;
                 let epochs: Vec<_> = groups.iter().map(|g| (g.id, g.epoch)).collect();
                 s.create_session(&NewSession {
@@ -229,7 +235,7 @@ impl Service {
                         group.policy = now.policy;
                     }
                 }
-                Ok(groups)
+                Ok((groups, secret))
             })
             .await?;
         let groups = groups.iter().map(|g| self.unwrap(g)).collect::<StoreResult<_>>()?;

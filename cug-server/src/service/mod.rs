@@ -16,6 +16,7 @@ use crate::{
     config::Config,
     hub::HubHandle,
     keys::Keys,
+    metrics::Metrics,
     store::{Result, Store, StoreError},
 };
 use std::sync::Arc;
@@ -29,14 +30,15 @@ pub struct Service {
     passwords: PasswordPool,
     users: locks::UserLocks,
     rejections: limits::Rejections,
+    metrics: Metrics,
 }
 
 impl Service {
     /// Puts the parts together.
-    pub fn new(store: Arc<dyn Store>, keys: Arc<Keys>, config: Arc<Config>, hub: HubHandle) -> Self {
+    pub fn new(store: Arc<dyn Store>, keys: Arc<Keys>, config: Arc<Config>, hub: HubHandle, metrics: Metrics) -> Self {
         let passwords = PasswordPool::new(config.argon2);
         let (users, rejections) = (locks::UserLocks::default(), limits::Rejections::new(clock::monotonic()));
-        Self { store, keys, config, hub, passwords, users, rejections }
+        Self { store, keys, config, hub, passwords, users, rejections, metrics }
     }
 
     /// The hub that tells terminals what changed.
@@ -51,7 +53,7 @@ impl Service {
 
     /// Runs a store operation where blocking is allowed.
     async fn store<T: Send + 'static>(&self, work: impl FnOnce(&dyn Store) -> Result<T> + Send + 'static) -> Result<T> {
-        blocking(self.store.clone(), work).await
+        self.metrics.store(blocking(self.store.clone(), work)).await
     }
 }
 

@@ -11,7 +11,7 @@ pub use records::*;
 pub use sqlite::{Backup, Sqlite, back_up};
 pub use types::*;
 
-use crate::clock::UnixTime;
+use crate::{clock::UnixTime, keys::Wrapped};
 use cug_proto::{
     id::{Epoch, GroupId, GroupName, HostName, UserId},
     message::{EndReason, Fingerprint, Known, Peer, SessionId},
@@ -34,6 +34,9 @@ pub enum StoreError {
 
 /// Makes the wrapped key of a group's epoch. The store calls it within the write that needs it.
 pub type Mint<'a> = &'a dyn Fn(GroupId, Epoch) -> Result<Vec<u8>>;
+
+/// Wraps a stored secret anew; `None` when it may stay as it is.
+pub type Rewrap<'a> = &'a dyn Fn(Wrapped, &[u8]) -> Result<Option<Vec<u8>>>;
 
 /// The database. All methods block.
 pub trait Store: Send + Sync {
@@ -150,4 +153,14 @@ pub trait Store: Send + Sync {
         problems: &mut Vec<LineProblem>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Imported>;
+    /// Since when each group has its newest key.
+    fn key_ages(&self) -> Result<Vec<KeyAge>>;
+    /// Begins a new epoch, unless another server did since `age` was read: of several servers one does it. `None` then.
+    fn rotate_if(&self, by: By<'_>, age: &KeyAge, mint: Mint<'_>) -> Result<Option<Epoch>>;
+    /// Wraps all secrets anew and notes the name of their key as the setting `setting`, in one write. Answers with how many changed.
+    fn rewrap(&self, by: By<'_>, setting: &str, key: &str, rewrap: Rewrap<'_>) -> Result<usize>;
+    /// Writes something, to find out whether writing works.
+    fn probe(&self, now: UnixTime) -> Result<()>;
+    /// The last events of the audit, newest first.
+    fn recent_events(&self, limit: u32) -> Result<Vec<EventInfo>>;
 }

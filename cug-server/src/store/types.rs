@@ -435,3 +435,35 @@ pub struct SessionInfo {
     /// `registered` (the terminal has the grant) or `up` (its tunnel stands and the members were told).
     pub state: String,
 }
+
+/// Since when a group has its newest key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyAge {
+    /// The group.
+    pub group: GroupId,
+    /// Of the newest key.
+    pub epoch: Epoch,
+    /// When it was made.
+    pub since: UnixTime,
+    /// It is being distributed, and not active yet.
+    pub pending: bool,
+}
+
+/// Something that happened, for the administrator.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct EventInfo {
+    /// When, RFC 3339.
+    pub at: String,
+    /// Who did it.
+    pub actor: String,
+    /// What.
+    pub event: String,
+    /// To whom.
+    pub user: Option<String>,
+    /// From where.
+    pub source: Option<String>,
+    /// `done`, `granted`, `refused`.
+    pub outcome: String,
+    /// Why, or which.
+    pub reason: Option<String>,
+}

@@ -31,7 +31,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -51,10 +51,28 @@ static KEYS: LazyLock<[RsaPrivateKey; 5]> = LazyLock::new(|| {
 pub struct TestServer {
     pub config: Config,
     pub dir: PathBuf,
+    text: String,
     running: Option<Server>,
     /// The address of a server in a process of its own.
     pub elsewhere: Option<SocketAddr>,
-    text: String,
+}
+
+/// A server in a process of its own. Killed when it is dropped.
+pub struct Process {
+    child: tokio::process::Child,
+    pub address: SocketAddr,
+}
+
+impl Process {
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.start_kill().unwrap();
+    }
+
+    /// After [`Process::kill`]: gone.
+    pub async fn gone(&mut self) {
+        tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap();
+    }
 }
 
 impl TestServer {
@@ -105,6 +123,53 @@ impl TestServer {
             return address;
         }
         self.running.as_ref().unwrap().addresses()[0]
+    }
+
+    /// Runs the program itself, which can be killed.
+    pub async fn in_a_process(&self) -> Process {
+        self.in_a_process_with(&[]).await
+    }
+
+    /// The same with these in its environment.
+    pub async fn in_a_process_with(&self, environment: &[(&str, &std::ffi::OsStr)]) -> Process {
+        let file = self.dir.join("server.toml");
+        std::fs::write(&file, &self.text).unwrap();
+        let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_cug-server"))
+            .args([std::ffi::OsStr::new("--config"), file.as_os_str(), "serve".as_ref()])
+            .env_remove("RUST_LOG")
+            .env_remove("JOURNAL_STREAM")
+            .envs(environment.iter().copied())
+            .stdin(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut log = tokio::io::BufReader::new(child.stderr.take().unwrap()).lines();
+        let found = async {
+            loop {
+                let line = log.next_line().await.unwrap().expect("the server listens");
+                if let Some((_, address)) = line.split_once("listening on ") {
+                    return address.trim().parse().unwrap();
+                }
+            }
+        };
+        let address = tokio::time::timeout(PATIENCE, found).await.expect("the server listens");
+        // Nobody shall wait for a log that is not read.
+        tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+        Process { child, address }
+    }
+
+    /// The newest epoch of a group.
+    pub async fn epoch(&self, group: &str) -> u32 {
+        match self.ask(Request::GroupShow(group.parse().unwrap())).await {
+            Reply::Group(group, _) => group.next_epoch.unwrap_or(group.epoch),
+            _ => panic!("another reply"),
+        }
+    }
+
+    /// Where it tells metrics.
+    pub fn metrics(&self) -> SocketAddr {
+        self.running.as_ref().unwrap().metrics_address().unwrap()
     }
 
     /// An administrator's request, through the socket if the server runs.

@@ -168,6 +168,7 @@ fn new_epoch(t: &Transaction<'_>, by: By<'_>, group: GroupId, name: &str, mint: 
         "INSERT INTO group_key (closed_group, epoch, wrapped) VALUES (?1, ?2, ?3)",
         params![group, epoch, mint(group, epoch)?],
     )?;
+    t.execute("UPDATE closed_group SET rotated = ?2 WHERE id = ?1", params![group, by.now])?;
     change(t, &Change::Epoch(group))?;
     Entry::new(by, "group-rotate").reason(name).write(t)?;
     Ok(epoch)

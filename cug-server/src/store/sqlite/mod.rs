@@ -15,6 +15,7 @@ mod row;
 mod schema;
 mod seat;
 mod session;
+mod upkeep;
 mod view;
 
 pub use copy::{Backup, back_up};
@@ -219,6 +220,11 @@ delegate! {
     read audit(query: &AuditQuery) -> Vec<AuditRow> = audit::rows;
     read export() -> Vec<ExportedUser> = info::export;
     write import(by: By<'_>, directory: &Directory, means: &ImportMeans<'_>, problems: &mut Vec<LineProblem>, progress: &mut dyn FnMut(u64)) -> Imported = import::import;
+    read key_ages() -> Vec<KeyAge> = upkeep::key_ages;
+    write rotate_if(by: By<'_>, age: &KeyAge, mint: Mint<'_>) -> Option<Epoch> = upkeep::rotate_if;
+    write rewrap(by: By<'_>, setting: &str, key: &str, rewrap: Rewrap<'_>) -> usize = upkeep::rewrap;
+    write probe(now: UnixTime) -> () = upkeep::probe;
+    read recent_events(limit: u32) -> Vec<EventInfo> = upkeep::recent_events;
 }
 
 #[cfg(test)]

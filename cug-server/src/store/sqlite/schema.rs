@@ -13,6 +13,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("seat-quarantine.sql"),
     include_str!("schema-policy.sql"),
     include_str!("schema-deletion.sql"),
+    include_str!("schema-key-age.sql"),
 ];
 
 /// Whether this database is one of ours, of a version that we know. Reads only.

@@ -1,5 +1,6 @@
 //! The core against a world of doubles that checks every action.
 
+mod herd;
 mod random;
 mod stories;
 mod world;
