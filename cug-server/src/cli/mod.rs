@@ -87,6 +87,9 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
     let config = Config::load(cli.config.as_deref())?;
+    if !matches!(cli.command, Command::Serve) {
+        serve::audit_to_journal();
+    }
     match cli.command {
         Command::Init(init) => init.run(&config, output),
         Command::Serve => serve::run(config),
