@@ -482,6 +482,12 @@ async fn with_a_journal() {
         assert!(cug_server::clock::monotonic() < deadline, "it does not end when nobody reads");
         std::thread::yield_now();
     }
+
+    // What a command does without a server is there too.
+    journal.child.kill().unwrap();
+    journal.child.wait().unwrap();
+    tokio::task::block_in_place(|| success(&run(&config, &["user", "enable", "USER-B"])));
+    assert!(journal.until(|m| m.contains("CUG_EVENT=user-enable\n")).contains("CUG_USER=USER-B\n"));
 }
 
 impl Journal {

@@ -104,9 +104,8 @@ impl Verify {
 fn sentences(verdict: &AuditVerdict) -> String {
     if let Some(wrong) = &verdict.wrong {
         return format!(
-            "the audit is NOT as it was written: {wrong}\nrows up to {} are; compare with the journal: journalctl -u cug-server CUG_ROW={}\n",
-            verdict.rows,
-            verdict.rows + 1
+            "the audit is NOT as it was written: {wrong}\nrows up to {} fit each other; the journal has every row too: journalctl -t cug-server CUG_ROW=N\n",
+            verdict.rows
         );
     }
     let begun = verdict.begun.as_ref().map(|at| format!(", chained since {at}")).unwrap_or_default();

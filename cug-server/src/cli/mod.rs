@@ -135,6 +135,9 @@ fn run(cli: Cli, output: &Output) -> Result<ExitCode> {
         _ => {}
     }
     let config = Config::load(cli.config.as_deref())?;
+    if !matches!(cli.command, Command::Serve) {
+        serve::audit_to_journal();
+    }
     match cli.command {
         Command::Init(init) => init.run(&config, output),
         Command::Serve => serve::run(config),

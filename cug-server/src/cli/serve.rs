@@ -5,7 +5,9 @@ use crate::{admin, config::Config, keys::Keys, server::Server};
 use anyhow::{Context, Result};
 use std::{io::IsTerminal, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
 #[derive(clap::Args)]
 pub(super) struct Init {
@@ -73,6 +75,19 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
+/// Fields in the journal are CUG_EVENT, CUG_USER, ...
+fn fields() -> Option<String> {
+    Some("CUG".to_owned())
+}
+
+/// What a command changes without a server is in the journal too, if there is one.
+pub(super) fn audit_to_journal() {
+    if let Ok(journal) = tracing_journald::layer() {
+        let audit = Targets::new().with_target("cug_audit", tracing::Level::INFO);
+        tracing_subscriber::registry().with(journal.with_field_prefix(fields()).with_filter(audit)).init();
+    }
+}
+
 /// To the journal when standard error is connected to it, with fields; else to standard error. `RUST_LOG` sets the level.
 fn log_to_journal_or_stderr() {
     let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
@@ -81,8 +96,7 @@ fn log_to_journal_or_stderr() {
         filter = filter.add_directive(audit);
     }
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
-    // Fields are CUG_EVENT, CUG_USER, ...
-    let journal = journal.map(|layer| layer.with_field_prefix(Some("CUG".to_owned())));
+    let journal = journal.map(|layer| layer.with_field_prefix(fields()));
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match journal {
         Some(journal) => journal.with_filter(filter).boxed(),
         None => fmt::layer()
