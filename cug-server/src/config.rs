@@ -236,14 +236,8 @@ impl Config {
         if raw.max_unauthenticated == 0 || raw.max_unauthenticated_per_source == 0 {
             return Err(bad("max-unauthenticated", "and max-unauthenticated-per-source must not be 0".into()));
         }
-        let least = u64::from(raw.lease_seconds) * 2;
-        let rotate_every = match &raw.keys.rotate_every {
-            Some(text) => interval(text).map_err(|problem| bad("keys.rotate-every", problem))?,
-            None => Some(Duration::from_secs(least.max(86_400))),
-        };
-        if rotate_every.is_some_and(|every| every.as_secs() < least) {
-            return Err(bad("keys.rotate-every", format!("must be at least twice lease-seconds ({least}s)")));
-        }
+        let rotate_every =
+            rotate_every(&raw.keys, raw.lease_seconds).map_err(|problem| bad("keys.rotate-every", problem))?;
         if raw.storage_key.as_ref().is_some_and(|file| !file.is_absolute()) {
             return Err(bad("storage-key", "must be an absolute path".into()));
         }
@@ -263,6 +257,19 @@ impl Config {
             max_unauthenticated: raw.max_unauthenticated,
             max_unauthenticated_per_source: raw.max_unauthenticated_per_source,
         })
+    }
+}
+
+/// A rotation may take a lease; the next one must not meet it.
+fn rotate_every(raw: &RawKeys, lease_seconds: u32) -> Result<Option<Duration>, String> {
+    let least = u64::from(lease_seconds) * 2;
+    let every = match &raw.rotate_every {
+        Some(text) => interval(text)?,
+        None => Some(Duration::from_secs(least.max(86_400))),
+    };
+    match every {
+        Some(every) if every.as_secs() < least => Err(format!("must be at least twice lease-seconds ({least}s)")),
+        _ => Ok(every),
     }
 }
 
