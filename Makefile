@@ -58,7 +58,7 @@ $(VENV)/ready: crates/cug-proto/tests/interop/setup
 	@touch $@
 
 fuzz: setup ## what decodes foreign bytes, under libFuzzer for SECONDS=60 each (KEEP=1 adds what it learnt to the corpora)
-	@RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/instrument cargo build --locked -p cug-fuzz --features libfuzzer --bins
+	@RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/instrument cargo build --locked -p cug-fuzz --features libfuzzer $(FUZZ:%=--bin fuzz-%)
 	@for target in $(FUZZ); do \
 		mkdir -p target/fuzz/$$target; \
 		echo "$$target: $(SECONDS) s"; \
