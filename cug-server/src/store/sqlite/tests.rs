@@ -292,3 +292,19 @@ fn migrating_again_changes_nothing() {
     let check: String = again.read(|t| Ok(t.query_row("PRAGMA integrity_check", [], |r| r.get(0))?)).unwrap();
     assert_eq!(check, "ok");
 }
+
+#[test]
+fn a_database_of_the_first_version_is_brought_up_to_date() {
+    let path = path();
+    let connection = Connection::open(&path).unwrap();
+    connection.execute_batch(include_str!("schema-1.sql")).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    let group = "INSERT INTO closed_group (name, prefix4, prefix6, epoch, created) VALUES ('VPN1', '10.0.0.0/24', 'fd00::/64', 1, 0)";
+    connection.execute(group, []).unwrap();
+    drop(connection);
+    assert!(Sqlite::verify(&path).unwrap_err().to_string().contains("older version"));
+    let f = Fixture { store: Sqlite::open(&path).unwrap(), path };
+    let groups = f.store.groups().unwrap();
+    assert_eq!((groups[0].policy, groups[0].allow.len()), (PolicyKind::Open, 0));
+    Sqlite::verify(&f.path).unwrap();
+}
