@@ -70,13 +70,13 @@ $(VENV)/ready: crates/cug-proto/tests/interop/setup
 	@touch $@
 
 fuzz: setup ## what decodes foreign bytes, under libFuzzer for SECONDS=60 each (KEEP=1 adds what it learnt to the corpora)
-	@RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/instrument cargo build --locked -p cug-fuzz --features libfuzzer --bins
+	@RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/instrument cargo build --locked -p cug-fuzz --features libfuzzer $(FUZZ:%=--bin fuzz-%)
 	@for target in $(FUZZ); do \
 		mkdir -p target/fuzz/$$target; \
 		echo "$$target: $(SECONDS) s"; \
 		target/debug/fuzz-$$target -max_total_time=$(SECONDS) -max_len=70000 -timeout=10 -rss_limit_mb=2048 -verbosity=0 -print_final_stats=1 \
 			-artifact_prefix=target/fuzz/$$target- target/fuzz/$$target fuzz/corpus/$$target || exit 1; \
-		if [ -n "$(KEEP)" ]; then target/debug/fuzz-$$target -merge=1 -max_len=4096 -verbosity=0 fuzz/corpus/$$target target/fuzz/$$target || exit 1; fi; \
+		if [ -n "$(KEEP)" ]; then target/debug/fuzz-$$target -set_cover_merge=1 -max_len=256 -verbosity=0 fuzz/corpus/$$target target/fuzz/$$target || exit 1; fi; \
 	done
 
 prove: toolchain ## the symbolic model of the protocol

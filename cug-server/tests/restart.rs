@@ -294,8 +294,7 @@ async fn a_crowd_comes_back_at_once_and_everybody_is_served() {
 /// Registered sessions, made in the store.
 fn crowd(server: &TestServer) -> Vec<(SessionId, Secret<32>, GroupId)> {
     let keys = Keys::load(&server.config.state_dir).unwrap();
-    let store = Sqlite::open(&admin::database(&server.config.state_dir)).unwrap();
-    keys.storage_place().settle(&store).unwrap();
+    let store = admin::open_store(&server.config.state_dir, &keys).unwrap();
     let now = clock::unix_now();
     let by = By { actor: "test", now };
     let name = "VPN1".parse().unwrap();

@@ -1,4 +1,4 @@
-//! `check`: what an administrator can get wrong around a server, looked at without changing anything.
+//! `check`: what an administrator can get wrong around a server. Nothing is repaired.
 
 use super::{StateLock, database, peer};
 use crate::{

@@ -38,7 +38,7 @@ impl Completions {
 impl Man {
     pub(super) fn run(&self, output: &Output) -> Result<ExitCode> {
         std::fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
-        let mut command = Cli::command();
+        let mut command = Cli::command().disable_help_subcommand(true);
         command.build();
         pages(&command, "cug-server", &self.dir)?;
         write(&self.dir.join("server.toml.5"), SERVER_TOML.as_bytes())?;
@@ -49,7 +49,10 @@ impl Man {
 
 /// A page for the command, and one for each of its subcommands.
 fn pages(command: &clap::Command, name: &str, dir: &Path) -> Result<()> {
-    let page = clap_mangen::Man::new(command.clone()).section("8").manual("System administration");
+    let page = clap_mangen::Man::new(command.clone())
+        .section("8")
+        .source(concat!("cug-server ", env!("CARGO_PKG_VERSION")))
+        .manual("System administration");
     let mut text = Vec::new();
     page.render(&mut text)?;
     if name == "cug-server" {

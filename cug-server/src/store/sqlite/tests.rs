@@ -295,6 +295,23 @@ fn migrating_again_changes_nothing() {
     assert_eq!(check, "ok");
 }
 
+#[test]
+fn a_database_of_the_first_version_is_brought_up_to_date() {
+    let path = path();
+    let connection = Connection::open(&path).unwrap();
+    connection.execute_batch(include_str!("schema-1.sql")).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    let group = "INSERT INTO closed_group (name, prefix4, prefix6, epoch, created) VALUES ('VPN1', '10.0.0.0/24', 'fd00::/64', 1, 0)";
+    connection.execute(group, []).unwrap();
+    drop(connection);
+    assert!(Sqlite::verify(&path).unwrap_err().to_string().contains("older version"));
+    let key = AuditKey::random(&mut crate::clock::rng());
+    let f = Fixture { store: Sqlite::open(&path, &key).unwrap(), path, key };
+    let groups = f.store.groups().unwrap();
+    assert_eq!((groups[0].policy, groups[0].allow.len()), (PolicyKind::Open, 0));
+    Sqlite::verify(&f.path).unwrap();
+}
+
 mod audit;
 mod copies;
 mod opening;
