@@ -38,6 +38,27 @@ pub fn rfc3339(time: UnixTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// The beginning of a day (UTC) that is written as 2031-12-31; `None` for anything else, and for days that no calendar has.
+pub fn day(text: &str) -> Option<UnixTime> {
+    let (year, month, day) = match text.as_bytes() {
+        [year @ .., b'-', m1, m2, b'-', d1, d2] if year.len() == 4 => {
+            (number(year)?, number(&[*m1, *m2])?, number(&[*d1, *d2])?)
+        }
+        _ => return None,
+    };
+    // The inverse of `civil`: years begin on 1 March, so that the leap day is the last one.
+    let shifted_year = if month <= 2 { year - 1 } else { year };
+    let (era, year_of_era) = (shifted_year.div_euclid(400), shifted_year.rem_euclid(400));
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let days = era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
+    ((1..=12).contains(&month) && civil(days) == (year, month, day)).then_some(days * 86_400)
+}
+
+fn number(digits: &[u8]) -> Option<i64> {
+    let digit = |d: &u8| char::from(*d).to_digit(10).map(i64::from);
+    digits.iter().try_fold(0, |number, d| Some(number * 10 + digit(d)?))
+}
+
 /// Days since 1970-01-01 as year, month, day: 400-year eras that begin on 1 March.
 fn civil(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
@@ -61,6 +82,12 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
             assert_eq!(super::rfc3339(time), text);
+            assert_eq!(text.split_once('T').and_then(|(day, _)| super::day(day)), Some(time - time % 86_400));
+        }
+        // Every day of four centuries, there and back.
+        for days in -10_000..146_097 {
+            let time = days * 86_400;
+            assert_eq!(super::day(&super::rfc3339(time)[..10]), Some(time));
         }
     }
 }

@@ -17,6 +17,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// Where the password comes from.
     pub password: PasswordSource,
+    /// The new password is the one that an earlier module asked for.
+    pub use_authtok: bool,
     /// More lines to syslog.
     pub debug: bool,
 }
@@ -40,6 +42,7 @@ impl Default for Options {
             remote_allowed: false,
             socket: SOCKET_PATH.into(),
             password: PasswordSource::Ask,
+            use_authtok: false,
             debug: false,
         }
     }
@@ -78,6 +81,7 @@ impl Options {
             Some(("remote", "ignore")) => self.remote_allowed = false,
             Some(("remote", "allow")) => self.remote_allowed = true,
             Some(("socket", path)) if path.starts_with('/') => self.socket = path.into(),
+            None if arg == "use_authtok" => self.use_authtok = true,
             None if arg == "debug" => self.debug = true,
             None if arg == "use_first_pass" => self.password = PasswordSource::Earlier,
             None if arg == "try_first_pass" => self.password = PasswordSource::EarlierOrAsk,
@@ -98,7 +102,7 @@ mod tests {
     #[test]
     fn every_option_is_understood() {
         let (options, complaints) =
-            parse("exempt=kiosk,@wheel exempt=backup remote=allow socket=/tmp/s debug try_first_pass");
+            parse("exempt=kiosk,@wheel exempt=backup remote=allow socket=/tmp/s debug try_first_pass use_authtok");
         assert!(complaints.is_empty());
         assert_eq!(
             options,
@@ -108,6 +112,7 @@ mod tests {
                 remote_allowed: true,
                 socket: "/tmp/s".into(),
                 password: PasswordSource::EarlierOrAsk,
+                use_authtok: true,
                 debug: true,
             }
         );

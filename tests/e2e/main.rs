@@ -9,7 +9,9 @@
 //! * `frames`: bytes that no honest program sends, to the server and to cugd.
 //! * `secrets`: what is in memory, and what a tampered list of members is good for.
 //! * `tools`: programs that were not written here.
+//! * `accounts`: passwords that are changed, must be, or are tried too often; accounts that have ended.
 
+mod accounts;
 mod frames;
 mod harness;
 mod path;

@@ -3,6 +3,7 @@
 //! [`AdminService`] carries requests out. It does so in the running server, asked over a socket that only root (and the server's own user) may
 //! use, or in the administrator's own process when no server runs. [`ask`] finds out which.
 
+mod accounts;
 mod password;
 mod service;
 mod socket;
@@ -16,7 +17,7 @@ pub use state::{StateLock, database, initialise};
 use crate::{
     config::Config,
     keys::Keys,
-    store::{CardInfo, GroupInfo, MemberInfo, SessionInfo, Sqlite, UserInfo},
+    store::{CardInfo, GroupInfo, MemberInfo, SessionInfo, Sqlite, UserInfo, UserSettings},
 };
 use anyhow::Result;
 use cug_proto::id::{GroupName, UserId};
@@ -34,6 +35,9 @@ pub enum Request {
         user: UserId,
         /// In clear; hashed by whoever carries the request out.
         password: Password,
+        /// What else is set of the user.
+        #[serde(default)]
+        settings: UserSettings,
     },
     /// All users.
     UserList,
@@ -49,6 +53,9 @@ pub enum Request {
         user: UserId,
         /// In clear.
         password: Password,
+        /// It must be changed at the next login.
+        #[serde(default)]
+        must_change: bool,
     },
     /// Add a group.
     GroupAdd {
@@ -95,6 +102,10 @@ pub enum Request {
     SessionList,
     /// End a user's session.
     SessionEnd(UserId),
+    /// Set something of a user.
+    UserSet(UserId, UserSettings),
+    /// Forget a user's wrong passwords.
+    UserUnlock(UserId),
 }
 
 /// What comes back.

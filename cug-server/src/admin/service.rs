@@ -1,13 +1,12 @@
 //! Carries out what administrators ask for.
 
-use super::{Password, Reply, Request, state::ULA};
+use super::{Reply, Request, state::ULA};
 use crate::{
     clock,
     config::Config,
     hub::HubHandle,
     keys::Keys,
-    service::PasswordPool,
-    store::{By, NewCard, NewGroup, PasswordRecord, Result, Store, StoreError},
+    store::{By, NewCard, NewGroup, Result, Store, StoreError},
 };
 use cug_proto::{
     id::{Epoch, GroupId, GroupName, UserId},
@@ -28,9 +27,9 @@ use x509_cert::der::{Decode, Encode};
 
 /// Carries requests out on a store; tells the hub if there is one.
 pub struct AdminService {
-    store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn Store>,
     keys: Arc<Keys>,
-    config: Arc<Config>,
+    pub(super) config: Arc<Config>,
     hub: Option<HubHandle>,
 }
 
@@ -59,10 +58,7 @@ impl AdminService {
         let store = &*self.store;
         let mint = |group, epoch| self.mint(group, epoch);
         Ok(match request {
-            Request::UserAdd { user, password } => {
-                store.add_user(by, user, &self.hash(password)?)?;
-                done(format!("user {user} added"))
-            }
+            Request::UserAdd { user, password, settings } => self.add_user(by, user, password, settings)?,
             Request::UserList => Reply::Users(store.users()?),
             Request::UserShow(user) => Reply::User(store.user(user)?),
             Request::UserDisable(user) => {
@@ -73,9 +69,8 @@ impl AdminService {
                 store.enable_user(by, user)?;
                 done(format!("user {user} enabled"))
             }
-            Request::UserSetPassword { user, password } => {
-                store.set_password(by, user, &self.hash(password)?)?;
-                done(format!("password of user {user} changed"))
+            Request::UserSetPassword { user, password, must_change } => {
+                self.set_password(by, user, password, *must_change)?
             }
             Request::GroupAdd { group, prefix4, prefix6 } => self.add_group(by, group, *prefix4, *prefix6)?,
             Request::GroupList => Reply::Groups(store.groups()?),
@@ -105,6 +100,8 @@ impl AdminService {
                 store.end_user_session(by, user, &EndReason::Administrator)?;
                 done(format!("session of user {user} ended"))
             }
+            Request::UserSet(user, settings) => self.set_user(by, user, settings)?,
+            Request::UserUnlock(user) => self.unlock_user(by, user)?,
         })
     }
 
@@ -158,14 +155,9 @@ impl AdminService {
         let wrapped = self.keys.storage().wrap_group_key(group, epoch, &key, &mut clock::rng());
         wrapped.map_err(|e| StoreError::Fault(e.into()))
     }
-
-    fn hash(&self, password: &Password) -> Result<PasswordRecord> {
-        let record = PasswordPool::hash(self.config.argon2, password.secret(), clock::random());
-        record.map_err(|e| StoreError::Fault(e.into()))
-    }
 }
 
-fn done(sentence: String) -> Reply {
+pub(super) fn done(sentence: String) -> Reply {
     Reply::Done(sentence)
 }
 

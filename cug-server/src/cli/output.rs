@@ -98,7 +98,14 @@ struct GroupWithMembers<'a> {
 fn users_table(users: &[UserInfo]) -> String {
     let rows = users.iter().map(|u| {
         let groups: Vec<_> = u.groups.iter().map(|g| g.as_str()).collect();
-        let state = if u.disabled { "disabled" } else { "enabled" };
+        let state = match u {
+            _ if u.disabled => "disabled",
+            _ if u.expired => "expired",
+            _ if u.wait_seconds > 0 => "locked",
+            _ if !u.has_password => "no password",
+            _ if u.must_change => "must change",
+            _ => "enabled",
+        };
         [
             u.user.to_string(),
             state.into(),

@@ -1,7 +1,7 @@
 //! A program with a person in front of it.
 
 use super::assert_used_up;
-use crate::host::{Host, Marker};
+use crate::host::{Host, Kept, Marker};
 use cug_proto::secret::SecretBytes;
 use pam::{constants::PamResultCode, module::PamResult};
 use std::collections::VecDeque;
@@ -20,6 +20,8 @@ pub struct ScriptHost {
     pub user: PamResult<String>,
     pub remote: Option<String>,
     pub earlier: Option<&'static str>,
+    pub old: Option<&'static str>,
+    pub kept: Option<Kept>,
     pub marker: Option<Marker>,
     pub env: Vec<(String, String)>,
     pub handed_on: Option<Vec<u8>>,
@@ -33,6 +35,8 @@ impl ScriptHost {
             user: Ok(user.into()),
             remote: None,
             earlier: None,
+            old: None,
+            kept: None,
             marker: None,
             env: vec![],
             handed_on: None,
@@ -96,6 +100,16 @@ impl Host for ScriptHost {
     fn hand_password_on(&mut self, password: &SecretBytes) -> PamResult<()> {
         self.handed_on = Some(password.expose().to_vec());
         Ok(())
+    }
+    fn old_password(&self) -> Option<SecretBytes> {
+        SecretBytes::copy_from(self.old?.as_bytes())
+    }
+    fn keep(&mut self, kept: Kept) -> PamResult<()> {
+        self.kept = Some(kept);
+        Ok(())
+    }
+    fn take_kept(&mut self) -> Option<Kept> {
+        self.kept.take()
     }
     fn put_env(&mut self, name: &str, value: &str) -> PamResult<()> {
         self.env.push((name.into(), value.into()));

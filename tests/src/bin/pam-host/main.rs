@@ -31,6 +31,12 @@ fn main() -> ExitCode {
 
 /// Whether every step succeeded.
 fn run(mut stack: pam::Stack<'_>, talk: &mut talk::Talk) -> bool {
+    if talk.passwd {
+        let changed = stack.step(pam::Step::ChangePassword, talk);
+        stack.end();
+        talk.end();
+        return changed;
+    }
     let mut all_well = true;
     for step in pam::Step::LOGIN {
         if !stack.step(step, talk) {
