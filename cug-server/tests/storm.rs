@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::Notify, task::JoinHandle};
 
 /// Users who log in. Each has a card of their own.
-const CROWD: usize = 48;
+const CROWD: usize = 32;
 
 /// Memory of one hash: large enough that one for each login would be seen.
 const HASH_KIB: u32 = 64 * 1024;

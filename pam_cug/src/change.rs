@@ -26,6 +26,10 @@ const PAM_PRELIM_CHECK: PamFlag = 0x4000;
 /// How often a new password is asked for.
 const TRIES: u8 = 3;
 
+/// Root has neither card nor password of the member; and adduser and chpasswd must do their work whoever the account is for.
+const LOCAL_ONLY: &str =
+    "This sets a password for this workstation only; the one at the management server is changed by its owner.";
+
 /// Which of its two calls libpam makes, and what for.
 #[derive(Clone, Copy, Debug)]
 pub struct Phase {
@@ -55,6 +59,9 @@ pub fn change(host: &mut dyn Host, options: &Options, parts: &Parts<'_>, phase: 
         Ok(Verdict::Done) => PamResultCode::PAM_SUCCESS,
         Ok(Verdict::NotOurs(why)) => {
             host.log(libc::LOG_DEBUG, &format!("ignored: {why}"));
+            if options.ask_others && !phase.preliminary {
+                ask_for_others(host);
+            }
             PamResultCode::PAM_IGNORE
         }
         Err(failure) => {
@@ -80,6 +87,12 @@ fn try_to_change(host: &mut dyn Host, options: &Options, parts: &Parts<'_>, phas
     let must = host.marker().is_some_and(|marker| marker.user == user && marker.result == Marked::MustChange);
     if phase.expired_only && !must {
         return Ok(Verdict::NotOurs("the password has not expired"));
+    }
+    if !phase.expired_only && host.started_by_root() {
+        if !phase.preliminary {
+            host.info(LOCAL_ONLY);
+        }
+        return Ok(Verdict::NotOurs("root sets a password of this workstation"));
     }
     if phase.preliminary {
         // The offer is given back at once: this is the question whether cugd is there.
@@ -213,6 +226,24 @@ fn new_password(host: &mut dyn Host, options: &Options) -> Result<SecretBytes, F
     }
     let again = host.prompt("New password once more: ").map_err(Failure::Conversation)?;
     if new.expose() == again.expose() { Ok(new) } else { Err(Failure::NotTheSame) }
+}
+
+/// Asks for a new password that is none of this module's business. pam-auth-update tells every module but the first of a stack not to ask (`use_authtok`), so without
+/// this nobody would. Nothing here is an error: the module that wants the password says what is wrong.
+fn ask_for_others(host: &mut dyn Host) {
+    for _ in 0..TRIES {
+        let typed = host.prompt("New password: ").and_then(|new| Ok((new, host.prompt("Retype new password: ")?)));
+        match typed {
+            Ok((new, again)) if new.expose() == again.expose() => {
+                if let Err(code) = host.hand_password_on(&new) {
+                    host.log(libc::LOG_WARNING, &format!("cannot hand the password on to later modules: {code:?}"));
+                }
+                return;
+            }
+            Ok(_) => host.error("The new password was not typed twice the same."),
+            Err(code) => return host.log(libc::LOG_NOTICE, &format!("no new password: {code:?}")),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ pub trait Host {
     fn service(&self) -> String;
     /// PAM_TTY, likewise.
     fn tty(&self) -> String;
+    /// The program was started by root, not only with root's rights: an administrator, a script of one, or a login program.
+    fn started_by_root(&self) -> bool;
     /// A line for the person, unless PAM_SILENT.
     fn info(&mut self, line: &str);
     /// The sentence about what went wrong, unless PAM_SILENT.
@@ -127,6 +129,10 @@ impl Host for PamHost<'_> {
 
     fn tty(&self) -> String {
         self.handle.get_item::<Tty<'_>>().ok().flatten().map_or_else(String::new, |item| printable(item.0))
+    }
+
+    fn started_by_root(&self) -> bool {
+        nix::unistd::getuid().is_root()
     }
 
     fn info(&mut self, line: &str) {

@@ -5,7 +5,7 @@
 //! auth     ... pam_cug.so [exempt=USER,@GROUP,...] [remote=ignore|allow] [socket=PATH] [use_first_pass|try_first_pass] [debug]
 //! account  ... pam_cug.so [the same]
 //! session  ... pam_cug.so [the same]
-//! password ... pam_cug.so [the same] [use_authtok]
+//! password ... pam_cug.so [the same] [use_authtok|ask_others]
 //! ```
 //!
 //! # Options
@@ -18,6 +18,7 @@
 //! * `use_first_pass`: take the password that an earlier module asked for; fail with `PAM_AUTHTOK_RECOVERY_ERR` if there is none.
 //! * `try_first_pass`: take it if there is one, else ask.
 //! * `use_authtok`: the new password is the one that an earlier module asked for and accepted (pam_pwquality); it is not asked for here.
+//! * `ask_others`: who is no member is asked for the new password here too, for modules below that are told `use_authtok` (as pam-auth-update tells pam_unix).
 //! * `debug`: more lines to syslog. Never a secret, with or without.
 //!
 //! An option that is not known is logged and otherwise ignored: a slip in a PAM file must not lock anybody out. Servers, time limits, readers and media are
@@ -31,7 +32,7 @@
 //! | `pam_sm_acct_mgmt` | `PAM_SUCCESS` after a login by this module on the same handle. `PAM_NEW_AUTHTOK_REQD`: after a login whose password must be changed. The server's refusal, if there was one on this handle, even if another module let the user in. Else `PAM_IGNORE`. |
 //! | `pam_sm_open_session` | `PAM_SUCCESS`: the group is open, `CUG_GROUPS` and `CUG_ADDRESS` are set (names, and IPv4 overlay addresses in the same order, separated by commas). `PAM_IGNORE`: exempt, remote, or not logged in with a card. `PAM_SESSION_ERR`: logged in with a card, and the group cannot be opened. |
 //! | `pam_sm_close_session` | `PAM_SUCCESS` when cugd was told, else `PAM_IGNORE`; never an error. |
-//! | `pam_sm_chauthtok` | `PAM_SUCCESS`: the password is changed at the server; after a login that had to wait for it, the grant is with cugd. `PAM_IGNORE`: exempt or remote, no name that a member can have, or only expired passwords are to be changed and this one has not. `PAM_TRY_AGAIN`: cugd does not answer (preliminary check). `PAM_AUTHTOK_ERR`: not changed. `PAM_PERM_DENIED`: the server refuses this member. |
+//! | `pam_sm_chauthtok` | `PAM_SUCCESS`: the password is changed at the server; after a login that had to wait for it, the grant is with cugd. `PAM_IGNORE`: exempt or remote, no name that a member can have, started by root (`passwd USER`, adduser, chpasswd: that is a password of this workstation), or only expired passwords are to be changed and this one has not. `PAM_TRY_AGAIN`: cugd does not answer (preliminary check). `PAM_AUTHTOK_ERR`: not changed. `PAM_PERM_DENIED`: the server refuses this member. |
 //!
 //! Unless `PAM_SILENT` is set, every refusal comes with one sentence for the person through the conversation. The cause goes to syslog.
 //!

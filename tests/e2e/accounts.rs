@@ -6,6 +6,8 @@ use anyhow::ensure;
 use cug_tests::accounts::LOCAL_USER;
 use cug_tests::card::PIN;
 use cug_tests::login::Script;
+use cug_tests::memory::{self, Pattern};
+use cug_tests::process;
 use cug_tests::space::scenario;
 use cug_tests::wait;
 use cug_tests::world::World;
@@ -205,6 +207,77 @@ fn a_change_needs_the_card_the_old_password_and_the_vpn_service() {
     });
 }
 
+/// Provisioning goes on, whoever the account is for and whatever is broken.
+#[test]
+fn root_sets_local_passwords_as_ever() {
+    scenario("accounts-root", |logs| {
+        let mut world = World::new(logs, 1)?;
+        let in_reader = world.terminal(1).insert(world.card("USER-A")?)?;
+        let before = in_reader.control().apdu_count();
+        world.terminal_mut(1).kill_cugd()?;
+        let space = world.terminal(1).space();
+        for user in ["USER-A", LOCAL_USER.0] {
+            let changed = process::run(space.command("chpasswd")?, format!("{user}:{NEW}\n").as_bytes(), SOON)?;
+            ensure!(changed.status.success(), "{}{}", changed.out, changed.err);
+        }
+        ensure!(in_reader.control().apdu_count() == before, "the card was used");
+        world.terminal(1).log_in(LOCAL_USER.0, NEW)?.close()?;
+        world.terminal_mut(1).start_cugd()?;
+        world.terminal(1).wait_clean(SOON)?;
+        // The member's password is what it was.
+        still_works(&world, 1, "USER-A", in_reader.pull())?;
+        Ok(())
+    });
+}
+
+/// The profile that the packages install, as pam-auth-update makes a stack of it.
+#[test]
+fn the_packaged_profile_changes_passwords_of_members_and_of_others() {
+    scenario("accounts-profile", |logs| {
+        let mut world = World::new(logs, 1)?;
+        let space = world.terminal(1).space();
+        let profile = include_str!("../../packaging/pam-configs/cug");
+        space.write("/usr/share/pam-configs/cug", profile, 0o644)?;
+        let update = "export DEBIAN_FRONTEND=noninteractive; pam-auth-update --force --enable cug unix 2>&1 \
+             && sed -i '/pam_systemd\\|pam_cap/d' /etc/pam.d/common-* && sed -i 's/pam_cug.so/& exempt=porter/' /etc/pam.d/common-* \
+             && grep -q 'pam_unix.*use_authtok' /etc/pam.d/common-password";
+        space.run("sh", &["-c", update])?.ok()?;
+        let sections = ["auth", "account", "session", "password"];
+        let stack: String = sections.iter().map(|section| format!("@include common-{section}\n")).collect();
+        for service in [cug_tests::accounts::SERVICE, "passwd", "chpasswd"] {
+            space.write(&format!("/etc/pam.d/{service}"), &stack, 0o644)?;
+        }
+
+        // A member whose password must be changed, and who then changes it again.
+        let card = world.card("USER-A")?;
+        let in_reader = world.terminal(1).insert(card)?;
+        world.server.run(&["user", "set", "USER-A", "--must-change", "yes"])?;
+        let mut login =
+            world.terminal(1).login(&Script::new("USER-A").answer("new password", NEW).password("passwd1"))?;
+        login.open()?;
+        login.close()?;
+        world.terminal(1).wait_clean(SOON)?;
+        let mut passwd = world.terminal(1).login(&Script::new("USER-A").service("passwd").passwd(NEW, "passwd1"))?;
+        passwd.changed()?;
+        drop(passwd);
+        still_works(&world, 1, "USER-A", in_reader.pull())?;
+
+        // Somebody else changes a local password, with cugd dead; and so does root.
+        world.terminal_mut(1).kill_cugd()?;
+        let (user, password) = LOCAL_USER;
+        let mut passwd = Console::start_as(world.terminal(1).space(), user, &["passwd"])?;
+        passwd.answer("urrent password: ", password)?;
+        passwd.answer("New password: ", "first-canoe-1")?;
+        passwd.answer("Retype new password: ", "first-canoe-1")?;
+        passwd.wait("successfully")?;
+        world.terminal(1).log_in(user, "first-canoe-1")?.close()?;
+        let space = world.terminal(1).space();
+        let changed = process::run(space.command("chpasswd")?, format!("{user}:{NEW}\n").as_bytes(), SOON)?;
+        ensure!(changed.status.success(), "{}{}", changed.out, changed.err);
+        world.terminal(1).log_in(user, NEW)?.close()
+    });
+}
+
 #[test]
 fn an_account_that_has_ended_or_is_disabled_is_refused() {
     scenario("accounts-ended", |logs| {
@@ -273,5 +346,31 @@ fn the_administrator_is_told_what_a_password_lacks() {
         let nothing = world.server.run_with(&["user", "set", "USER-A"], "")?;
         ensure!(nothing.err.contains("nothing to set"), "{}", nothing.err);
         Ok(())
+    });
+}
+
+/// P2: what was kept from the first phase to the last is wiped when it has done its work.
+#[test]
+fn a_changed_password_leaves_nothing_in_memory() {
+    const OLD: &str = "velvet-anchor-4711";
+    scenario("accounts-memory", |logs| {
+        let mut world = World::new(logs, 1)?;
+        let command = ["user", "set-password", "USER-A", "--password-stdin", "--must-change"];
+        world.server.run_with(&command, &format!("{OLD}\n"))?.ok()?;
+        let _card = world.terminal(1).insert(world.card("USER-A")?)?;
+        let mut pin = PIN.as_bytes().to_vec();
+        pin.resize(8, 0xff);
+        let typed =
+            [Pattern::new("old", OLD.as_bytes()), Pattern::new("new", NEW.as_bytes()), Pattern::new("PIN", &pin)];
+        let script = Script::new("USER-A").answer("new password", NEW).password(OLD);
+        let mut login = world.terminal(1).login(&script)?;
+        login.open()?;
+        let (host, cugd) = (login.pid()?, world.terminal_mut(1).cugd()?.pid()?);
+        let server = world.server.process()?.pid()?;
+        for (name, pid) in [("the login program", host), ("cugd", cugd), ("the server", server)] {
+            let found = memory::find(pid, &typed)?;
+            ensure!(found.is_empty(), "{name} holds {found:#?}");
+        }
+        login.close()
     });
 }

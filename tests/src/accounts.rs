@@ -73,7 +73,7 @@ pub fn pam_stack(space: &Space) -> anyhow::Result<()> {
          password required pam_unix.so\n",
         local = LOCAL_USER.0
     );
-    for service in [SERVICE, "login", "su", "su-l", "sudo", "other", "pamtester", "passwd"] {
+    for service in [SERVICE, "login", "su", "su-l", "sudo", "other", "pamtester", "passwd", "chpasswd"] {
         space.write(&format!("/etc/pam.d/{service}"), &stack, 0o644)?;
     }
     Ok(())

@@ -217,6 +217,44 @@ fn whose_business_it_is_not() {
 }
 
 #[test]
+fn root_sets_passwords_of_this_workstation_whatever_is_broken() {
+    let told =
+        "This sets a password for this workstation only; the one at the management server is changed by its owner.";
+    for (phase, lines) in [(Phase { preliminary: true, ..PASSWD }, vec![]), (PASSWD, vec![Line::Info(told)])] {
+        let mut host = ScriptHost::new("USER-A", lines);
+        host.started_by_root = true;
+        assert_eq!(run(&mut host, &world(vec![], None, &[]), phase), PamResultCode::PAM_IGNORE);
+    }
+    // A login program is started by root too, and asks for an expired one.
+    let mut host = waiting(lines([twice("new one").into(), vec![CHANGED]]), None);
+    host.started_by_root = true;
+    let world = world(cancelled(), Some(TestCard::default()), &[Act::Changes("new one")]);
+    assert_eq!(run(&mut host, &world, EXPIRED), PamResultCode::PAM_SUCCESS);
+}
+
+#[test]
+fn others_are_asked_for_modules_that_do_not_ask() {
+    let options = Options::parse(["exempt=porter", "ask_others"].into_iter()).0;
+    let retype = |new, again| vec![ask("New password: ", new), ask("Retype new password: ", again)];
+    let differs = || vec![Line::Error("The new password was not typed twice the same.")];
+    let mut host = ScriptHost::new("porter", lines([retype("one", "other"), differs(), retype("one", "one")]));
+    let nobody = world(vec![], None, &[]);
+    assert_eq!(change(&mut host, &options, &nobody.parts(), PASSWD), PamResultCode::PAM_IGNORE);
+    assert_eq!(host.handed_on.as_deref(), Some(b"one".as_slice()));
+    // Not in the preliminary check, not for ever, and not where the person does not answer.
+    let mut host = ScriptHost::new("porter", vec![]);
+    let preliminary = Phase { preliminary: true, ..PASSWD };
+    assert_eq!(change(&mut host, &options, &nobody.parts(), preliminary), PamResultCode::PAM_IGNORE);
+    let round = || lines([retype("one", "other"), differs()]);
+    let silent = vec![Line::Prompt("New password: ", Err(PamResultCode::PAM_CONV_ERR))];
+    for script in [lines([round(), round(), round()]), silent] {
+        let mut host = ScriptHost::new("porter", script);
+        assert_eq!(change(&mut host, &options, &nobody.parts(), PASSWD), PamResultCode::PAM_IGNORE);
+        assert!(host.handed_on.is_none());
+    }
+}
+
+#[test]
 fn the_preliminary_check_asks_cugd_and_nobody_else() {
     let preliminary = Phase { preliminary: true, ..PASSWD };
     let mut host = ScriptHost::new("USER-A", vec![]);

@@ -20,6 +20,7 @@ pub struct ScriptHost {
     pub user: PamResult<String>,
     pub remote: Option<String>,
     pub earlier: Option<&'static str>,
+    pub started_by_root: bool,
     pub old: Option<&'static str>,
     pub kept: Option<Kept>,
     pub marker: Option<Marker>,
@@ -35,6 +36,7 @@ impl ScriptHost {
             user: Ok(user.into()),
             remote: None,
             earlier: None,
+            started_by_root: false,
             old: None,
             kept: None,
             marker: None,
@@ -70,6 +72,9 @@ impl Host for ScriptHost {
     }
     fn tty(&self) -> String {
         "tty1".into()
+    }
+    fn started_by_root(&self) -> bool {
+        self.started_by_root
     }
     fn info(&mut self, line: &str) {
         let Line::Info(expected) = self.next(line) else { panic!("unexpected info: {line}") };

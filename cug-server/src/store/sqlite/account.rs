@@ -113,3 +113,49 @@ pub(super) fn unlock_user(t: &Transaction<'_>, by: By<'_>, user: &UserId) -> Res
     }
     Entry::new(by, "user-unlock").user(user.as_str()).write(t)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database of the first version, with a user in it.
+    #[test]
+    fn an_older_database_gets_ages_and_keeps_its_users() {
+        let path = std::env::temp_dir().join(format!("cug-password-age-{}.db", std::process::id()));
+        let files = || ["", "-wal", "-shm"].map(|end| format!("{}{end}", path.display()));
+        files().iter().for_each(|f| drop(std::fs::remove_file(f)));
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(include_str!("schema-1.sql")).unwrap();
+        old.execute_batch(
+            "INSERT INTO user (name, salt, hash, memory_kib, iterations, lanes, failures, created)
+             VALUES ('A', zeroblob(16), zeroblob(32), 64, 1, 1, 2, 1000); PRAGMA user_version = 1;",
+        )
+        .unwrap();
+        drop(old);
+        let store = Sqlite::open(&path).unwrap();
+        let account = store.account(&"A".parse().unwrap()).unwrap().unwrap();
+        assert_eq!(
+            (account.password_set, account.must_change, account.expires, account.failures),
+            (1000, false, None, 2)
+        );
+        assert!(!account.password.is_none());
+        files().iter().for_each(|f| drop(std::fs::remove_file(f)));
+    }
+
+    #[test]
+    fn a_hash_is_replaced_only_where_it_is_still_the_one_that_was_checked() {
+        let path = std::env::temp_dir().join(format!("cug-rehash-{}.db", std::process::id()));
+        let files = || ["", "-wal", "-shm"].map(|end| format!("{}{end}", path.display()));
+        files().iter().for_each(|f| drop(std::fs::remove_file(f)));
+        let store = Sqlite::open(&path).unwrap();
+        let (user, by) = ("A".parse().unwrap(), By { actor: "test", now: 5 });
+        let record = |hash| PasswordRecord { salt: [1; 16], hash: [hash; 32], memory_kib: 64, iterations: 1, lanes: 1 };
+        store.add_user(by, &user, &record(1)).unwrap();
+        store.set_password(By { now: 9, ..by }, &user, &record(2), &UserSettings::default()).unwrap();
+        assert!(!store.upgrade_password(by, &user, &record(1), &record(3)).unwrap(), "it was changed meanwhile");
+        assert!(store.upgrade_password(by, &user, &record(2), &record(4)).unwrap());
+        let account = store.account(&user).unwrap().unwrap();
+        assert_eq!((account.password.hash, account.password_set), ([4; 32], 9), "no younger for being hashed again");
+        files().iter().for_each(|f| drop(std::fs::remove_file(f)));
+    }
+}
