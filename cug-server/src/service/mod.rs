@@ -4,6 +4,7 @@ mod limits;
 mod locks;
 mod login;
 mod password;
+mod renewal;
 mod session;
 
 pub use limits::{Admission, Admitted};
