@@ -38,6 +38,11 @@ pub fn rfc3339(time: UnixTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// The beginning of a day (UTC) that is written as 2031-12-31; `None` for anything else, and for days that no calendar has.
+pub fn day(text: &str) -> Option<UnixTime> {
+    if text.len() == "2031-12-31".len() { parse_rfc3339(text) } else { None }
+}
+
 /// What [`rfc3339`] writes, or a date alone (its beginning): `2026-11-22T10:00:00Z`, `2026-11-22`. `None` for anything else.
 pub fn parse_rfc3339(text: &str) -> Option<UnixTime> {
     let (date, time) = text.split_once('T').unwrap_or((text, "00:00:00Z"));
@@ -90,6 +95,7 @@ mod tests {
         ] {
             assert_eq!(super::rfc3339(time), text);
             assert_eq!(super::parse_rfc3339(text), Some(time));
+            assert_eq!(text.split_once('T').and_then(|(day, _)| super::day(day)), Some(time - time % 86_400));
         }
         assert_eq!(super::parse_rfc3339("2000-02-29"), Some(951_782_400));
         for bad in [
@@ -103,6 +109,11 @@ mod tests {
             "+200-01-01",
         ] {
             assert_eq!(super::parse_rfc3339(bad), None, "{bad}");
+        }
+        // Every day of four centuries, there and back.
+        for days in -10_000..146_097 {
+            let time = days * 86_400;
+            assert_eq!(super::day(&super::rfc3339(time)[..10]), Some(time));
         }
     }
 }

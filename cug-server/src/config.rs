@@ -1,5 +1,6 @@
 //! The configuration file: raw as it is written, then valid as it is used.
 
+use crate::policy::password::PasswordRules;
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 use std::{
@@ -42,6 +43,14 @@ pub struct Config {
     pub rotate_every: Option<Duration>,
     /// Metrics and health, if wanted.
     pub metrics: Option<MetricsConfig>,
+    /// How often one source may connect.
+    pub source_rate: SourceRate,
+    /// What a new password must keep to.
+    pub password_rules: PasswordRules,
+    /// Seconds until a password must be changed; `None` for never.
+    pub password_life: Option<i64>,
+    /// How many passwords may be hashed at a time, and may wait for it.
+    pub password_pool: PoolSize,
 }
 
 /// Where metrics and health are told.
@@ -51,6 +60,24 @@ pub struct MetricsConfig {
     pub listen: SocketAddr,
     /// Most groups with figures of their own.
     pub max_groups: usize,
+}
+
+/// How often one source (an IPv4 address, an IPv6 /64) may connect: a bucket of `burst` connections that fills again by `per_second`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceRate {
+    /// Connections a second; 0 for no limit.
+    pub per_second: u32,
+    /// Connections at once after a rest.
+    pub burst: u32,
+}
+
+/// Size of the pool that hashes passwords. Its memory is at most `workers` times the memory of one hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolSize {
+    /// Hashes at a time.
+    pub workers: usize,
+    /// Logins that may wait for each worker.
+    pub queue: usize,
 }
 
 /// Cost of Argon2id (RFC 9106).
@@ -116,6 +143,9 @@ struct Raw {
     max_unauthenticated: usize,
     max_unauthenticated_per_source: usize,
     storage_key: Option<PathBuf>,
+    connections_per_second_per_source: u32,
+    connection_burst_per_source: u32,
+    password: RawPassword,
     keys: RawKeys,
     metrics: RawMetrics,
 }
@@ -143,6 +173,16 @@ impl Default for RawMetrics {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct RawPassword {
+    min_length: u32,
+    blocklist: bool,
+    expire_days: u32,
+    workers: usize,
+    queue: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct RawArgon2 {
     memory_kib: u32,
     iterations: u32,
@@ -166,7 +206,43 @@ impl Default for Raw {
             storage_key: None,
             keys: RawKeys::default(),
             metrics: RawMetrics::default(),
+            connections_per_second_per_source: 100,
+            connection_burst_per_source: 1000,
+            password: RawPassword::default(),
         }
+    }
+}
+
+impl Default for RawPassword {
+    /// Length and expiry as NIST SP 800-63B advises; a queue that is short enough for the time that a terminal waits.
+    fn default() -> Self {
+        Self { min_length: 8, blocklist: true, expire_days: 0, workers: 0, queue: 64 }
+    }
+}
+
+impl RawPassword {
+    /// The key that is wrong, and how.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        if !(1..=128).contains(&self.min_length) {
+            return Err(("password.min-length", "must be from 1 to 128".into()));
+        }
+        if self.expire_days > 36_500 {
+            return Err(("password.expire-days", "must be at most 36500; 0 is never".into()));
+        }
+        if self.workers > 1024 {
+            return Err(("password.workers", "must be at most 1024; 0 leaves one processor for the rest".into()));
+        }
+        if !(1..=100_000).contains(&self.queue) {
+            return Err(("password.queue", "must be from 1 to 100000".into()));
+        }
+        Ok(())
+    }
+
+    /// One processor is left for everything else: attached terminals must not wait for those who log in.
+    fn pool(&self) -> PoolSize {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = if self.workers == 0 { processors.saturating_sub(1).max(1) } else { self.workers };
+        PoolSize { workers, queue: self.queue }
     }
 }
 
@@ -241,6 +317,10 @@ impl Config {
         if raw.storage_key.as_ref().is_some_and(|file| !file.is_absolute()) {
             return Err(bad("storage-key", "must be an absolute path".into()));
         }
+        raw.password.check().map_err(|(key, problem)| bad(key, problem))?;
+        if raw.connections_per_second_per_source > 0 && raw.connection_burst_per_source == 0 {
+            return Err(bad("connection-burst-per-source", "must not be 0: nobody could connect".into()));
+        }
         Ok(Self {
             storage_key: raw.storage_key,
             rotate_every,
@@ -256,6 +336,13 @@ impl Config {
             argon2,
             max_unauthenticated: raw.max_unauthenticated,
             max_unauthenticated_per_source: raw.max_unauthenticated_per_source,
+            source_rate: SourceRate {
+                per_second: raw.connections_per_second_per_source,
+                burst: raw.connection_burst_per_source,
+            },
+            password_rules: PasswordRules { min_length: raw.password.min_length, blocklist: raw.password.blocklist },
+            password_life: (raw.password.expire_days > 0).then(|| i64::from(raw.password.expire_days) * 86_400),
+            password_pool: raw.password.pool(),
         })
     }
 }
@@ -364,6 +451,11 @@ mod tests {
             ("[metrics]\nlisten = '0.0.0.0:9531'", "allow-remote"),
             ("[metrics]\nlisten = '9531'", "listen"),
             ("[metrics]\nlisten = '127.0.0.1:9531'\nmax-groups = 100000", "max-groups"),
+            ("[password]\nmin-length = 0", "password.min-length"),
+            ("password.expire-days = 40000", "password.expire-days"),
+            ("[password]\nqueue = 0", "password.queue"),
+            ("[password]\nminimum = 0", "minimum"),
+            ("connection-burst-per-source = 0", "connection-burst-per-source"),
         ] {
             let error = error(text);
             assert!(error.contains("server.toml") && error.contains(key), "{text}: {error}");

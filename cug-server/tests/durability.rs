@@ -46,11 +46,15 @@ fn rounds() -> usize {
 const STEPS: usize = 6;
 
 fn step(number: usize, user: &UserId, group: &GroupName) -> Request {
-    let password = || Password::new(b"passwd1").unwrap();
+    let password = || Password::new(b"korrekt-7531").unwrap();
     match number {
-        0 => Request::UserAdd { user: user.clone(), password: password() },
+        0 => Request::UserAdd {
+            user: user.clone(),
+            password: password(),
+            settings: cug_server::store::UserSettings::default(),
+        },
         1 => Request::GroupJoin(group.clone(), user.clone()),
-        2 => Request::UserSetPassword { user: user.clone(), password: password() },
+        2 => Request::UserSetPassword { user: user.clone(), password: password(), must_change: false },
         3 => Request::UserDisable(user.clone()),
         4 => Request::UserEnable(user.clone()),
         _ => Request::GroupLeave(group.clone(), user.clone()),

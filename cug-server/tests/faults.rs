@@ -112,8 +112,15 @@ async fn on_a_full_disk() {
     let mut added = vec![];
     for i in 0..2000 {
         let user: cug_proto::id::UserId = format!("u{i}").parse().unwrap();
-        let password = cug_server::admin::Password::new(b"passwd1").unwrap();
-        match server.ask(Request::UserAdd { user: user.clone(), password }).await {
+        let password = cug_server::admin::Password::new(b"korrekt-7531").unwrap();
+        match server
+            .ask(Request::UserAdd {
+                user: user.clone(),
+                password,
+                settings: cug_server::store::UserSettings::default(),
+            })
+            .await
+        {
             Reply::Refused(sentence) => {
                 assert!(sentence.contains("full"), "{sentence}");
                 refused += 1;
@@ -136,8 +143,14 @@ async fn on_a_full_disk() {
     assert!(refusal(&run(&config, &["serve"])).contains("another cug-server works on"));
 
     std::fs::remove_file(&ballast).unwrap();
-    let password = cug_server::admin::Password::new(b"passwd1").unwrap();
-    server.done(Request::UserAdd { user: "later".parse().unwrap(), password }).await;
+    let password = cug_server::admin::Password::new(b"korrekt-7531").unwrap();
+    server
+        .done(Request::UserAdd {
+            user: "later".parse().unwrap(),
+            password,
+            settings: cug_server::store::UserSettings::default(),
+        })
+        .await;
     tb.clear().await;
     let told = ta.until(|m| matches!(m, cug_proto::message::ServerMessage::Peers(_))).await;
     assert!(matches!(told, cug_proto::message::ServerMessage::Peers(p) if p.gone[0].as_str() == "USER-B"));
@@ -320,7 +333,7 @@ async fn an_import_through_the_server_names_every_bad_line_and_an_imported_user_
     server.done(Request::CardRegister { user: "new".parse().unwrap(), public_key, kind: "registered".into() }).await;
     let person =
         Person { user: "new".parse().unwrap(), password: String::new(), fingerprint, card, object: a.object.clone() };
-    for password in ["", "passwd1", "\0"] {
+    for password in ["", "korrekt-7531", "\0"] {
         let attempt = Attempt { password: password.into(), ..person.attempt() };
         let result = attempt.run(&server).await;
         assert!(
@@ -334,9 +347,9 @@ async fn an_import_through_the_server_names_every_bad_line_and_an_imported_user_
             "{password:?}"
         );
     }
-    let password = cug_server::admin::Password::new(b"passwd1").unwrap();
-    server.done(Request::UserSetPassword { user: person.user.clone(), password }).await;
-    Attempt { password: "passwd1".into(), ..person.attempt() }.log_in(&server).await;
+    let password = cug_server::admin::Password::new(b"korrekt-7531").unwrap();
+    server.done(Request::UserSetPassword { user: person.user.clone(), password, must_change: false }).await;
+    Attempt { password: "korrekt-7531".into(), ..person.attempt() }.log_in(&server).await;
 
     // What is exported can be imported, and has no secrets unless asked for.
     let export = tokio::task::block_in_place(|| success(&run(&config, &["export"])));

@@ -8,6 +8,7 @@ use cug_proto::{id::GroupName, message::*, trust};
 use cug_server::{
     admin::{self, Reply, Request},
     clock,
+    keys::Keys,
     server::Server,
     store::{By, Sqlite, Store},
 };
@@ -84,7 +85,8 @@ async fn the_schedule_goes_by_what_the_store_says() {
     // It does not do it again, whatever happens to the server.
     server.stop().await;
     server.resume().await;
-    let store = Sqlite::open(&admin::database(&server.config.state_dir)).unwrap();
+    let keys = Keys::load(&server.config.state_dir).unwrap();
+    let store = Sqlite::open(&admin::database(&server.config.state_dir), keys.audit()).unwrap();
     let ages = store.key_ages().unwrap();
     assert!(ages.iter().all(|age| age.since > clock::unix_now() - 3600 && !age.pending), "{ages:?}");
     let events = store.recent_events(100).unwrap();
@@ -114,7 +116,8 @@ async fn of_two_servers_one_rotates() {
     let server = TestServer::start("").await;
     server.patent().await;
     let path = admin::database(&server.config.state_dir);
-    let stores = [Sqlite::open(&path).unwrap(), Sqlite::open(&path).unwrap()];
+    let keys = Keys::load(&server.config.state_dir).unwrap();
+    let stores = [(); 2].map(|()| Sqlite::open(&path, keys.audit()).unwrap());
     let by = By { actor: "test", now: clock::unix_now() };
     let age = stores[0].key_ages().unwrap().remove(0);
     let rotate = |store: &Sqlite| store.rotate_if(by, &age, &|_, _| Ok(vec![1; 68])).unwrap();

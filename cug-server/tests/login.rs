@@ -112,7 +112,7 @@ async fn a_replayed_login_is_rejected_elsewhere() {
     let [a, ..] = server.patent().await;
     let attempt = a.attempt();
     let (connection, transcript, challenge) = attempt.challenge(&server).await;
-    let (recorded, _) = attempt.login(&connection, &transcript, &challenge);
+    let (recorded, ..) = attempt.login(&connection, &transcript, &challenge);
     let (mut other, ..) = attempt.challenge(&server).await;
     other.send(&ClientMessage::Login(recorded)).await;
     assert!(matches!(other.receive().await, Some(ServerMessage::Rejected)));

@@ -18,7 +18,7 @@ use cug_server::{
     admin::{self, Request},
     clock,
     keys::Keys,
-    store::{By, LoginFacts, NewCard, NewGroup, NewSession, PasswordRecord, Sqlite, Store},
+    store::{By, LoginFacts, NewCard, NewGroup, NewSession, PasswordRecord, Store},
 };
 use std::{
     collections::HashMap,

@@ -8,10 +8,14 @@ use cug_proto::id::UserId;
 use pam::constants::PamResultCode;
 
 /// May the person in? Yes after a login here. No if the server refused the member on this handle, even if another module knew the password: an account
-/// disabled at the server is not saved by a local one. Else this is not our business.
+/// disabled at the server is not saved by a local one. Not yet, if the password must be changed: the program then asks for that. Else this is not our business.
 pub fn manage(host: &mut dyn Host) -> PamResultCode {
     match result_here(host) {
         Some(Marked::Authenticated) => PamResultCode::PAM_SUCCESS,
+        Some(Marked::MustChange) => {
+            host.info("Your password must be changed before you go on.");
+            PamResultCode::PAM_NEW_AUTHTOK_REQD
+        }
         Some(Marked::Refused(reason)) => {
             host.error(&denied_sentence(&reason));
             account_code(reason)
@@ -67,6 +71,15 @@ mod tests {
         other.user = Ok("root".into());
         assert_eq!(manage(&mut other), PamResultCode::PAM_IGNORE);
         assert!(!authenticated_here(&other, &"USER-B".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_password_that_must_be_changed_is_no_login_yet() {
+        let line = || vec![Line::Info("Your password must be changed before you go on.")];
+        assert_eq!(manage(&mut host(Some(Marked::MustChange), line())), PamResultCode::PAM_NEW_AUTHTOK_REQD);
+        let mut host = host(Some(Marked::MustChange), vec![]);
+        assert_eq!(set_credentials(&mut host), PamResultCode::PAM_IGNORE);
+        assert!(!authenticated_here(&host, &user_a()));
     }
 
     #[test]

@@ -2,28 +2,23 @@
 
 use crate::{
     challenge::{self, Errand, Opened},
-    exchange,
+    exchange::{self, Wish},
     exempt::{is_exempt, is_listed, is_remote},
     failure::Failure,
-    host::{Host, Marked, Marker},
+    host::{Host, Kept, Marked, Marker},
     login::Answer,
     offer::{HeldOffer, prepare},
     options::{Options, PasswordSource},
     parts::Parts,
 };
 use cug_card::{Card, CardError, PinRequest, Selection};
-use cug_proto::{
-    id::UserId,
-    local::Offer,
-    message::{Credentials, DenyReason, MAX_ADDRESSES},
-    secret::SecretBytes,
-};
+use cug_proto::{ProtocolError, id::UserId, local::Offer, message::DenyReason, secret::SecretBytes};
 use pam::constants::PamResultCode;
 use std::time::Duration;
 
 /// How a login ends well.
 enum Verdict {
-    /// Card and password are right.
+    /// Card and password are right. If the password must be changed, the account phase says so.
     Authenticated,
     /// Not this module's business, and why.
     NotOurs(&'static str),
@@ -63,17 +58,21 @@ fn log_in(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> Result<V
         return Ok(Verdict::NotOurs("the user is exempt by the configuration of cugd"));
     }
     let outcome = offer.and_then(|(offer, earlier)| log_member_in(host, parts, &user, offer, earlier));
-    let what = if outcome.is_ok() { "logged in" } else { "did not log in" };
-    host.log(libc::LOG_INFO, &format!("{user} {what} with a card"));
+    let what = match &outcome {
+        Ok(Marked::MustChange) => "may log in with a card once the password is changed",
+        Ok(_) => "logged in with a card",
+        Err(_) => "did not log in with a card",
+    };
+    host.log(libc::LOG_INFO, &format!("{user} {what}"));
     let result = match &outcome {
-        Ok(()) => Marked::Authenticated,
+        Ok(result) => *result,
         Err(Failure::Denied(reason)) if is_about_the_account(*reason) => Marked::Refused(*reason),
         Err(_) => Marked::Failed,
     };
     if let Err(code) = host.mark(Marker { user, result }) {
         host.log(libc::LOG_ERR, &format!("cannot remember the login on the handle: {code:?}"));
     }
-    outcome.map(|()| Verdict::Authenticated)
+    outcome.map(|_| Verdict::Authenticated)
 }
 
 /// The login of a member, step by step. An error, whichever, makes cugd forget the offer.
@@ -83,31 +82,45 @@ fn log_member_in(
     user: &UserId,
     offer: HeldOffer<'_>,
     earlier: Option<SecretBytes>,
-) -> Result<(), Failure> {
+) -> Result<Marked, Failure> {
     let mut card = find_card(host, parts, &offer.offer)?;
     let pin = unlock(host, &mut *card)?;
     let errand = errand(parts, &offer.offer, user);
     let (opened, password) = open_challenge_and_ask_password(host, &errand, &mut *card, earlier)?;
-    let credentials = credentials(&offer.offer, user, &password);
-    let (answer, line) = exchange::send_login(&errand, &credentials, &mut *card, pin.as_ref(), opened)?;
-    match answer {
+    let purpose = offer.offer.purpose;
+    let wish = Wish { user, offer: &offer.offer, purpose, password: &password, new_password: None };
+    let (answer, line) = exchange::send_login(&errand, &wish, &mut *card, pin.as_ref(), opened)?;
+    let result = match answer {
+        Answer::Denied(DenyReason::MustChangePassword) => Marked::MustChange,
         Answer::Denied(reason) => return Err(Failure::Denied(reason)),
-        Answer::Verified => {}
+        Answer::PasswordChanged => return Err(Failure::Protocol(ProtocolError::OutOfOrder)),
+        Answer::Verified => Marked::Authenticated,
         Answer::Granted(granted) => {
             exchange::deliver_and_acknowledge(&errand, &offer, &*card, granted, line)?;
             offer.keep();
+            Marked::Authenticated
         }
-    }
+    };
     if let Err(code) = host.hand_password_on(&password) {
         host.log(libc::LOG_WARNING, &format!("cannot hand the password on to later modules: {code:?}"));
     }
-    Ok(())
+    if result == Marked::MustChange {
+        // libpam wipes PAM_AUTHTOK between the phases. Without this the person types everything once more, and that is all.
+        let kept = Kept { user: user.clone(), password, pin, card: *card.fingerprint() };
+        if let Err(code) = host.keep(kept) {
+            host.log(libc::LOG_WARNING, &format!("cannot keep the password until it is changed: {code:?}"));
+        }
+    }
+    Ok(result)
 }
 
 /// A wrong password says something about the person who typed; these say something about the account, whoever else lets the person in.
 fn is_about_the_account(reason: DenyReason) -> bool {
     match reason {
-        DenyReason::WrongPassword | DenyReason::TooManyAttempts(_) | DenyReason::BadRequest => false,
+        DenyReason::WrongPassword
+        | DenyReason::TooManyAttempts(_)
+        | DenyReason::BadRequest
+        | DenyReason::NewPassword(_) => false,
         DenyReason::Disabled
         | DenyReason::CardRevoked
         | DenyReason::NoGroup
@@ -130,7 +143,8 @@ const LONGEST_CARD_WAIT: Duration = Duration::from_secs(600);
 /// Longest wait for servers that cugd may ask for.
 const LONGEST_SERVER_WAIT: Duration = Duration::from_secs(60);
 
-fn find_card(host: &mut dyn Host, parts: &Parts<'_>, offer: &Offer) -> Result<Box<dyn Card>, Failure> {
+/// The card of this organisation that is inserted, or that the person is asked to insert.
+pub fn find_card(host: &mut dyn Host, parts: &Parts<'_>, offer: &Offer) -> Result<Box<dyn Card>, Failure> {
     let selection = Selection { readers: offer.readers.clone(), media: offer.media.clone() };
     let wait = Duration::from_millis(offer.card_wait_ms.into()).min(LONGEST_CARD_WAIT);
     let mut ask = || host.info("Please insert your card.");
@@ -144,7 +158,7 @@ fn find_card(host: &mut dyn Host, parts: &Parts<'_>, offer: &Offer) -> Result<Bo
 const PIN_PROMPTS: u8 = 3;
 
 /// Asks for PIN or passphrase if the card wants one; it is kept for a card that wants it again.
-fn unlock(host: &mut dyn Host, card: &mut dyn Card) -> Result<Option<SecretBytes>, Failure> {
+pub fn unlock(host: &mut dyn Host, card: &mut dyn Card) -> Result<Option<SecretBytes>, Failure> {
     for prompts_left in (0..PIN_PROMPTS).rev() {
         let prompt = match card.pin().map_err(Failure::Card)? {
             PinRequest::NotNeeded => return Ok(None),
@@ -174,20 +188,10 @@ fn may_ask_again(error: &CardError) -> bool {
     }
 }
 
-fn errand<'a>(parts: &'a Parts<'_>, offer: &'a Offer, user: &'a UserId) -> Errand<'a> {
+/// Whom to log in at which servers.
+pub fn errand<'a>(parts: &'a Parts<'_>, offer: &'a Offer, user: &'a UserId) -> Errand<'a> {
     let limit = Duration::from_millis(offer.server_timeout_ms.into()).min(LONGEST_SERVER_WAIT);
     Errand { user, servers: &offer.servers, limit, network: &*parts.servers, clock: parts.clock }
-}
-
-fn credentials(offer: &Offer, user: &UserId, password: &SecretBytes) -> Credentials {
-    Credentials {
-        user: user.clone(),
-        password: password.duplicate(),
-        purpose: offer.purpose,
-        wg_public_key: offer.wg_public_key,
-        host_name: offer.host_name.clone(),
-        addresses: offer.addresses.iter().copied().take(MAX_ADDRESSES).collect(),
-    }
 }
 
 /// Both at once, so that the card and the network cost the person no time.

@@ -1,7 +1,15 @@
 //! The six entry points that libpam calls.
 #![allow(unsafe_code)] // `pam_hooks!` writes the `extern "C"` functions; its checks of the arguments were read and are sound.
 
-use crate::{account, authenticate, guard, host::PamHost, options::Options, parts::Parts, session};
+use crate::{
+    account, authenticate,
+    change::{self, Phase},
+    guard,
+    host::PamHost,
+    options::Options,
+    parts::Parts,
+    session,
+};
 use pam::{
     constants::{PamFlag, PamResultCode},
     module::{PamHandle, PamHooks},
@@ -44,7 +52,11 @@ impl PamHooks for PamCug {
         })
     }
 
-    fn sm_chauthtok(_: &mut PamHandle, _: Vec<&CStr>, _: PamFlag) -> PamResultCode {
-        PamResultCode::PAM_IGNORE
+    fn sm_chauthtok(handle: &mut PamHandle, args: Vec<&CStr>, flags: PamFlag) -> PamResultCode {
+        guard::run(handle, |handle| {
+            let mut host = PamHost::new(handle, flags);
+            let options = Options::of(&args, &mut host);
+            change::change(&mut host, &options, &Parts::real(&options), Phase::of(flags))
+        })
     }
 }

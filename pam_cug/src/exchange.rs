@@ -11,42 +11,87 @@ use crate::{
 };
 use cug_card::Card;
 use cug_proto::{
-    local::{Deliver, Reply, Request},
-    message::Credentials,
-    secret::SecretBytes,
+    id::UserId,
+    local::{Deliver, Offer, Reply, Request},
+    message::{Credentials, MAX_ADDRESSES, Purpose},
+    secret::{Secret, SecretBytes},
 };
+
+/// What the person wants of the server.
+pub struct Wish<'a> {
+    /// Who.
+    pub user: &'a UserId,
+    /// From cugd.
+    pub offer: &'a Offer,
+    /// What a right password leads to.
+    pub purpose: Purpose,
+    /// The password.
+    pub password: &'a SecretBytes,
+    /// What it is to be from now on.
+    pub new_password: Option<&'a SecretBytes>,
+}
+
+impl Wish<'_> {
+    /// With an outcome secret of their own each time.
+    fn credentials(&self) -> Credentials {
+        Credentials {
+            user: self.user.clone(),
+            password: self.password.duplicate(),
+            purpose: self.purpose,
+            wg_public_key: self.offer.wg_public_key,
+            host_name: self.offer.host_name.clone(),
+            addresses: self.offer.addresses.iter().copied().take(MAX_ADDRESSES).collect(),
+            outcome_secret: Secret::random(&mut edge::random()),
+            new_password: self.new_password.map(SecretBytes::duplicate),
+        }
+    }
+}
 
 /// Sends the login and gives the answer. A server that closed the connection before it answered, because the person typed for long or because it was restarted, is
 /// asked once more from the start; the card then wants its PIN again.
 pub fn send_login<'a>(
     errand: &Errand<'a>,
-    credentials: &Credentials,
+    wish: &Wish<'_>,
     card: &mut dyn Card,
     pin: Option<&SecretBytes>,
     opened: Opened<'a>,
 ) -> Result<(Answer, Line<'a>), Failure> {
     let limit = opened.line.left;
-    match attempt(errand, credentials, card, opened) {
+    match attempt(errand, wish, card, opened) {
         Err(Failure::Server(LinkError::Closed)) => {
             if let Some(pin) = pin {
                 card.unlock(pin).map_err(Failure::Card)?;
             }
             let again = challenge::obtain(&Errand { limit, ..*errand }, card)?;
-            attempt(errand, credentials, card, again)
+            attempt(errand, wish, card, again)
         }
         other => other,
     }
 }
 
+/// Sends a new password and gives the answer. It is never sent twice: if no answer comes, nobody here knows which of the two passwords counts.
+pub fn send_change<'a>(
+    errand: &Errand<'a>,
+    wish: &Wish<'_>,
+    card: &mut dyn Card,
+) -> Result<(Answer, Line<'a>), Failure> {
+    let opened = challenge::obtain(errand, card)?;
+    attempt(errand, wish, card, opened).map_err(|failure| match failure {
+        Failure::Server(error) => Failure::Unsure(error),
+        other => other,
+    })
+}
+
 fn attempt<'a>(
     errand: &Errand<'a>,
-    credentials: &Credentials,
+    wish: &Wish<'_>,
     card: &dyn Card,
     opened: Opened<'a>,
 ) -> Result<(Answer, Line<'a>), Failure> {
     let Opened { mut line, ready } = opened;
     let server_key = card.server_object().envelope_key();
-    let (state, login) = ready.login(server_key, credentials, &mut edge::random()).map_err(Failure::Protocol)?;
+    let login = ready.login(server_key, &wish.credentials(), &mut edge::random());
+    let (state, login) = login.map_err(Failure::Protocol)?;
     let body = line.ask(&login, errand.clock).map_err(Failure::Server)?;
     Ok((state.receive(&body)?, line))
 }

@@ -59,6 +59,17 @@ pub enum Failure {
     /// The card is right, and the server says why it refuses.
     #[error("{}", denied_sentence(.0))]
     Denied(DenyReason),
+    /// The new password was not typed twice the same.
+    #[error("The new password was not typed twice the same; the old one stays.")]
+    NotTheSame,
+    /// `use_authtok`, and no earlier module has asked for a new password.
+    #[error("No earlier step asked for the new password; please tell the administrator (use_authtok).")]
+    NoNewPassword,
+    /// The new password was sent and no answer came.
+    #[error(
+        "The management server did not answer in time: try the new password first, and if it is not right, the old one."
+    )]
+    Unsure(#[source] LinkError),
     /// A fault in this module.
     #[error("The login failed for an internal reason; please tell the administrator.")]
     Internal(String),
@@ -87,7 +98,20 @@ impl Failure {
             Self::Denied(DenyReason::WrongPassword) => PamResultCode::PAM_AUTH_ERR,
             Self::Denied(DenyReason::TooManyAttempts(_)) => PamResultCode::PAM_MAXTRIES,
             Self::Denied(reason) => account_code(*reason),
+            Self::NotTheSame | Self::NoNewPassword | Self::Unsure(_) => PamResultCode::PAM_AUTHTOK_ERR,
             Self::Internal(_) => PamResultCode::PAM_SYSTEM_ERR,
+        }
+    }
+
+    /// The code for `pam_sm_chauthtok`: what pam_chauthtok(3) knows.
+    pub fn change_code(&self) -> PamResultCode {
+        match self.code() {
+            code @ (PamResultCode::PAM_INCOMPLETE
+            | PamResultCode::PAM_SYSTEM_ERR
+            | PamResultCode::PAM_PERM_DENIED
+            | PamResultCode::PAM_USER_UNKNOWN) => code,
+            PamResultCode::PAM_ACCT_EXPIRED => PamResultCode::PAM_PERM_DENIED,
+            _ => PamResultCode::PAM_AUTHTOK_ERR,
         }
     }
 
@@ -125,6 +149,7 @@ pub fn account_code(reason: DenyReason) -> PamResultCode {
             PamResultCode::PAM_PERM_DENIED
         }
         DenyReason::BadRequest => PamResultCode::PAM_SYSTEM_ERR,
+        DenyReason::NewPassword(_) => PamResultCode::PAM_AUTHTOK_ERR,
     }
 }
 
@@ -139,13 +164,14 @@ pub fn denied_sentence(reason: &DenyReason) -> String {
             format!("Too many wrong passwords; please try again in {}.", duration(*seconds))
         }
         DenyReason::MustChangePassword => {
-            "The password has expired; please ask the administrator for a new one.".into()
+            "The password must be changed first; please ask the administrator for a new one.".into()
         }
         DenyReason::Expired => "This account has expired; please ask the administrator.".into(),
         DenyReason::OutsideHours => "This account may not log in at this time of day.".into(),
         DenyReason::BadRequest => {
             "The server did not accept this workstation's request; please tell the administrator.".into()
         }
+        DenyReason::NewPassword(problem) => problem.to_string(),
     }
 }
 
@@ -211,8 +237,9 @@ fn card_code(error: &CardError) -> PamResultCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cug_proto::password::PasswordProblem;
 
-    fn all_reasons() -> [DenyReason; 9] {
+    fn all_reasons() -> [DenyReason; 10] {
         [
             DenyReason::WrongPassword,
             DenyReason::Disabled,
@@ -223,6 +250,7 @@ mod tests {
             DenyReason::Expired,
             DenyReason::OutsideHours,
             DenyReason::BadRequest,
+            DenyReason::NewPassword(PasswordProblem::TooShort(8)),
         ]
     }
 

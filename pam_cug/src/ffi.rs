@@ -4,14 +4,17 @@
 //! setting PAM_AUTHTOK (its type cannot be constructed), `pam_putenv`, `pam_syslog`, and reading the handle's data (`get_data` is unsafe).
 #![allow(unsafe_code)]
 
-use crate::host::Marker;
+use crate::host::{Kept, Marker};
 use cug_proto::secret::SecretBytes;
 use pam::{
     constants::PamResultCode,
     items::ItemType,
     module::{PamHandle, PamResult},
 };
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::{
+    cell::Cell,
+    ffi::{CString, c_char, c_int, c_void},
+};
 use zeroize::Zeroizing;
 
 // SAFETY: as Linux-PAM's headers declare them (security/pam_modules.h, pam_ext.h).
@@ -84,6 +87,20 @@ pub fn set_marker(handle: &mut PamHandle, marker: Marker) -> PamResult<()> {
 pub fn marker(handle: &PamHandle) -> Option<Marker> {
     // SAFETY: data of this name is only set by `set_marker`, always with this type, by this very library: libpam loads a module once per handle.
     unsafe { handle.get_data::<Marker>(MARKER) }.ok().cloned()
+}
+
+/// Under which name the handle keeps a [`Kept`]. The number grows when the type changes.
+const KEPT: &str = "pam_cug/kept/1";
+
+/// Keeps on the handle what was typed. libpam drops it with the handle, or when something else is kept.
+pub fn set_kept(handle: &mut PamHandle, kept: Kept) -> PamResult<()> {
+    handle.set_data(KEPT, Box::new(Cell::new(Some(kept))))
+}
+
+/// Takes what [`set_kept`] kept; nothing is left there.
+pub fn take_kept(handle: &mut PamHandle) -> Option<Kept> {
+    // SAFETY: data of this name is only set by `set_kept`, always with this type, by this very library. The handle is borrowed for as long as the cell is.
+    unsafe { handle.get_data::<Cell<Option<Kept>>>(KEPT) }.ok().and_then(Cell::take)
 }
 
 /// Limits what the calling thread's name look-ups wait for each DNS server: one try of `seconds`. Other threads are not affected.

@@ -1,13 +1,17 @@
 //! What the module needs of the program that called it: items, conversation, log.
 
 use crate::ffi;
-use cug_proto::{id::UserId, message::DenyReason, secret::SecretBytes};
+use cug_proto::{
+    id::UserId,
+    message::{DenyReason, Fingerprint},
+    secret::SecretBytes,
+};
 use pam::{
     constants::{
         PAM_ERROR_MSG, PAM_PROMPT_ECHO_OFF, PAM_SILENT, PAM_TEXT_INFO, PamFlag, PamMessageStyle, PamResultCode,
     },
     conv::Conv,
-    items::{AuthTok, RHost, Service, Tty},
+    items::{AuthTok, OldAuthTok, RHost, Service, Tty},
     module::{PamHandle, PamResult},
 };
 use std::ffi::CStr;
@@ -22,6 +26,8 @@ pub trait Host {
     fn service(&self) -> String;
     /// PAM_TTY, likewise.
     fn tty(&self) -> String;
+    /// The program was started by root, not only with root's rights: an administrator, a script of one, or a login program.
+    fn started_by_root(&self) -> bool;
     /// A line for the person, unless PAM_SILENT.
     fn info(&mut self, line: &str);
     /// The sentence about what went wrong, unless PAM_SILENT.
@@ -32,6 +38,12 @@ pub trait Host {
     fn earlier_password(&self) -> Option<SecretBytes>;
     /// Sets PAM_AUTHTOK for later modules.
     fn hand_password_on(&mut self, password: &SecretBytes) -> PamResult<()>;
+    /// PAM_OLDAUTHTOK: the present password, if an earlier module asked for it.
+    fn old_password(&self) -> Option<SecretBytes>;
+    /// Keeps on the handle what was typed, until the password is changed or the handle ends.
+    fn keep(&mut self, kept: Kept) -> PamResult<()>;
+    /// Takes what was kept off the handle.
+    fn take_kept(&mut self) -> Option<Kept>;
     /// A variable for the session's environment.
     fn put_env(&mut self, name: &str, value: &str) -> PamResult<()>;
     /// Remembers on the handle what became of the login.
@@ -53,11 +65,25 @@ pub struct Marker {
     pub result: Marked,
 }
 
+/// What was typed for a login whose password must be changed first. Wiped on drop.
+pub struct Kept {
+    /// Whose.
+    pub user: UserId,
+    /// The password that must be changed.
+    pub password: SecretBytes,
+    /// PIN or passphrase, if the card asked for it.
+    pub pin: Option<SecretBytes>,
+    /// The card that `pin` is for.
+    pub card: Fingerprint,
+}
+
 /// See [`Marker`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Marked {
     /// Card and password were right.
     Authenticated,
+    /// They were, and the password must be changed before there is a session.
+    MustChange,
     /// They were, or at least the card, and the server refuses the member.
     Refused(DenyReason),
     /// It failed.
@@ -105,6 +131,10 @@ impl Host for PamHost<'_> {
         self.handle.get_item::<Tty<'_>>().ok().flatten().map_or_else(String::new, |item| printable(item.0))
     }
 
+    fn started_by_root(&self) -> bool {
+        nix::unistd::getuid().is_root()
+    }
+
     fn info(&mut self, line: &str) {
         self.tell(PAM_TEXT_INFO, line);
     }
@@ -126,6 +156,18 @@ impl Host for PamHost<'_> {
 
     fn hand_password_on(&mut self, password: &SecretBytes) -> PamResult<()> {
         ffi::set_authtok(self.handle, password)
+    }
+
+    fn old_password(&self) -> Option<SecretBytes> {
+        SecretBytes::copy_from(self.handle.get_item::<OldAuthTok<'_>>().ok().flatten()?.as_bytes())
+    }
+
+    fn keep(&mut self, kept: Kept) -> PamResult<()> {
+        ffi::set_kept(self.handle, kept)
+    }
+
+    fn take_kept(&mut self) -> Option<Kept> {
+        ffi::take_kept(self.handle)
     }
 
     fn put_env(&mut self, name: &str, value: &str) -> PamResult<()> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! start --Hello--> AwaitChallenge --Challenge--> Challenged --(card)--> Ready --Login--> AwaitOutcome --Outcome--> Granted --Ack--> AwaitRegistered
-//!                     |                                                                      |     \--> Verified, Denied
+//!                     |                                                                      |     \--> Verified, PasswordChanged, Denied
 //!                     \--> Stop (Unavailable)                                                \--> Stop (Rejected, Unavailable)
 //! ```
 //! A message that may not come now is a [`Stop::Protocol`], and the caller drops the connection.
@@ -12,10 +12,10 @@ use cug_proto::{
     envelope::EnvelopeKey,
     frame,
     id::UserId,
-    login::{BoundTranscript, CARD_KEY_BITS, LoginKeys, Transcript, ack_mac},
+    login::{BoundTranscript, CARD_KEY_BITS, LoginKeys, OutcomeBinding, Transcript, ack_mac},
     message::{
         Ack, ClientMessage, Credentials, DenyReason, Fingerprint, Grant, Hello, Login, MAX_GROUPS, Outcome, Purpose,
-        ServerMessage, Unavailable, WgPublicKey,
+        ServerMessage, Unavailable,
     },
     secret::Secret,
 };
@@ -103,8 +103,8 @@ impl Ready {
         let transcript = self.transcript.with_envelope(&envelope);
         let proof = self.keys.proof(&transcript);
         let frame = frame::encode(&ClientMessage::Login(Login { envelope, proof }), frame::MAX_LOGIN)?;
-        let (keys, purpose, wg) = (self.keys, credentials.purpose, credentials.wg_public_key);
-        Ok((AwaitOutcome { keys, transcript, purpose, wg }, frame))
+        let (keys, purpose, binding) = (self.keys, credentials.purpose, credentials.outcome_binding());
+        Ok((AwaitOutcome { keys, transcript, purpose, binding }, frame))
     }
 }
 
@@ -113,7 +113,7 @@ pub struct AwaitOutcome {
     keys: LoginKeys,
     transcript: BoundTranscript,
     purpose: Purpose,
-    wg: WgPublicKey,
+    binding: OutcomeBinding,
 }
 
 /// What became of the login.
@@ -122,6 +122,8 @@ pub enum Answer {
     Granted(Granted),
     /// Card and password are right.
     Verified,
+    /// The new password is the password now.
+    PasswordChanged,
     /// Refused, and why.
     Denied(DenyReason),
 }
@@ -135,13 +137,16 @@ impl AwaitOutcome {
             ServerMessage::Unavailable(why) => return Err(Stop::Unavailable(why)),
             _ => return Err(ProtocolError::OutOfOrder.into()),
         };
-        match (self.keys.open_outcome(&self.transcript, &self.wg, &sealed)?, self.purpose) {
+        match (self.keys.open_outcome(&self.transcript, &self.binding, &sealed)?, self.purpose) {
             (Outcome::Grant(grant), Purpose::Open) if grant.groups.len() <= MAX_GROUPS => {
                 Ok(Answer::Granted(Granted { ack: ack_mac(&grant, &self.transcript, &sealed), grant }))
             }
             (Outcome::Verified, Purpose::Verify) => Ok(Answer::Verified),
+            (Outcome::PasswordChanged, Purpose::ChangePassword) => Ok(Answer::PasswordChanged),
             (Outcome::Denied(reason), _) => Ok(Answer::Denied(reason)),
-            (Outcome::Grant(_) | Outcome::Verified, _) => Err(ProtocolError::Malformed.into()),
+            (Outcome::Grant(_) | Outcome::Verified | Outcome::PasswordChanged, _) => {
+                Err(ProtocolError::Malformed.into())
+            }
         }
     }
 }
@@ -188,6 +193,8 @@ mod tests {
             wg_public_key: [9; 32],
             host_name: "ws1".parse().unwrap(),
             addresses: Vec::new(),
+            outcome_secret: Secret::random(&mut crate::edge::random()),
+            new_password: None,
         }
     }
 
@@ -222,6 +229,13 @@ mod tests {
         assert!(matches!(state.receive(&session.outcome(&Outcome::Verified)), Err(Stop::Protocol(_))));
         let (state, mut session) = until_login(Purpose::Verify);
         assert!(matches!(state.receive(&session.outcome(&Outcome::Verified)), Ok(Answer::Verified)));
+        for purpose in [Purpose::Open, Purpose::Verify] {
+            let (state, mut session) = until_login(purpose);
+            assert!(matches!(state.receive(&session.outcome(&Outcome::PasswordChanged)), Err(Stop::Protocol(_))));
+        }
+        let (state, mut session) = until_login(Purpose::ChangePassword);
+        let changed = session.outcome(&Outcome::PasswordChanged);
+        assert!(matches!(state.receive(&changed), Ok(Answer::PasswordChanged)));
     }
 
     #[test]

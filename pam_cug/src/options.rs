@@ -15,6 +15,10 @@ pub struct Options {
     pub socket: PathBuf,
     /// Where the password comes from.
     pub password: PasswordSource,
+    /// The new password is the one that an earlier module asked for.
+    pub use_authtok: bool,
+    /// Who is no member is asked for a new password too, for later modules that do not ask.
+    pub ask_others: bool,
     /// More lines to syslog.
     pub debug: bool,
 }
@@ -37,6 +41,8 @@ impl Default for Options {
             remote_allowed: false,
             socket: SOCKET_PATH.into(),
             password: PasswordSource::Ask,
+            use_authtok: false,
+            ask_others: false,
             debug: false,
         }
     }
@@ -71,6 +77,8 @@ impl Options {
             Some(("remote", "ignore")) => self.remote_allowed = false,
             Some(("remote", "allow")) => self.remote_allowed = true,
             Some(("socket", path)) if path.starts_with('/') => self.socket = path.into(),
+            None if arg == "use_authtok" => self.use_authtok = true,
+            None if arg == "ask_others" => self.ask_others = true,
             None if arg == "debug" => self.debug = true,
             None if arg == "use_first_pass" => self.password = PasswordSource::Earlier,
             None if arg == "try_first_pass" => self.password = PasswordSource::EarlierOrAsk,
@@ -90,8 +98,9 @@ mod tests {
 
     #[test]
     fn every_option_is_understood() {
-        let (options, complaints) =
-            parse("exempt=kiosk,@wheel exempt=backup remote=allow socket=/tmp/s debug try_first_pass");
+        let (options, complaints) = parse(
+            "exempt=kiosk,@wheel exempt=backup remote=allow socket=/tmp/s debug try_first_pass use_authtok ask_others",
+        );
         assert!(complaints.is_empty());
         assert_eq!(
             options,
@@ -100,6 +109,8 @@ mod tests {
                 remote_allowed: true,
                 socket: "/tmp/s".into(),
                 password: PasswordSource::EarlierOrAsk,
+                use_authtok: true,
+                ask_others: true,
                 debug: true,
             }
         );

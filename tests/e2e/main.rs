@@ -10,7 +10,9 @@
 //! * `secrets`: what is in memory, and what a tampered list of members is good for.
 //! * `tools`: programs that were not written here.
 //! * `standby`: another server takes the place of the first.
+//! * `accounts`: passwords that are changed, must be, or are tried too often; accounts that have ended.
 
+mod accounts;
 mod frames;
 mod harness;
 mod path;

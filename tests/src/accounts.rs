@@ -69,10 +69,11 @@ pub fn pam_stack(space: &Space) -> anyhow::Result<()> {
          account  required pam_unix.so\n\
          session  [success=ok ignore=ignore default=bad] pam_cug.so exempt={local}\n\
          session  required pam_unix.so\n\
+         password [success=done ignore=ignore default=die] pam_cug.so exempt={local}\n\
          password required pam_unix.so\n",
         local = LOCAL_USER.0
     );
-    for service in [SERVICE, "login", "su", "su-l", "sudo", "other", "pamtester"] {
+    for service in [SERVICE, "login", "su", "su-l", "sudo", "other", "pamtester", "passwd", "chpasswd"] {
         space.write(&format!("/etc/pam.d/{service}"), &stack, 0o644)?;
     }
     Ok(())

@@ -1,15 +1,21 @@
 //! An Ethernet: a bridge in a namespace of its own, and a cable to each host.
 
+use crate::process::Finished;
 use crate::space::Space;
+use crate::wait;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 /// The bridge's interface, where everything that crosses the LAN can be seen.
 pub const BRIDGE: &str = "lan0";
 
 /// The host's interface.
 pub const CARD: &str = "eth0";
+
+/// How long the kernel may take until a card is up.
+const UP_LIMIT: Duration = Duration::from_secs(10);
 
 /// An Ethernet with 10.0.0.0/24 and fd00:10::/64 on it.
 pub struct Lan {
@@ -57,12 +63,19 @@ impl Lan {
             format!("link add {port} type veth peer name {CARD} netns {}", host.pid()),
             format!("link set {port} master {BRIDGE} up"),
         ])?;
+        // Nobody else has these addresses; looking for others who do takes a second.
+        host.run("sh", &["-c", &format!("echo 0 >/proc/sys/net/ipv6/conf/{CARD}/accept_dad")])?.ok()?;
         host.ip(&[
             "link set lo up".into(),
             format!("addr add {}/24 dev {CARD}", address4(number)),
             format!("addr add {}/64 dev {CARD} nodad", address6(number)),
             format!("link set {CARD} up"),
         ])?;
+        // The kernel adds this one by itself, some time after the carrier; what comes later would be taken for something that a session left behind.
+        wait::for_true("the link-local address", UP_LIMIT, || {
+            let shown = host.run("ip", &["-6", "address", "show", "dev", CARD, "scope", "link"]).and_then(Finished::ok);
+            shown.is_ok_and(|text| text.contains("fe80:") && !text.contains("tentative"))
+        })?;
         Ok(Cable { port })
     }
 

@@ -25,6 +25,7 @@ pub struct Script {
     rhost: Option<String>,
     answers: Vec<(String, String)>,
     last: String,
+    passwd: bool,
 }
 
 impl Script {
@@ -37,6 +38,7 @@ impl Script {
             rhost: None,
             answers: vec![("passphrase".into(), card::PASSPHRASE.into()), ("pin".into(), card::PIN.into())],
             last: "open_session".into(),
+            passwd: false,
         }
     }
 
@@ -86,6 +88,12 @@ impl Script {
             self.answers.push((part.into(), answer));
         }
         self
+    }
+
+    /// Changes the password instead of logging in, as passwd(1) does.
+    #[must_use]
+    pub fn passwd(self, old: &str, new: &str) -> Self {
+        Self { passwd: true, ..self.answer("new password", new).password(old) }
     }
 
     /// Stops after this step (`authenticate`, `acct_mgmt`, `setcred`).
@@ -219,6 +227,16 @@ impl Login {
         let code = self.result("open_session")?;
         ensure!(code == SUCCESS, "open_session: {code}:\n{}", self.story());
         Ok(self)
+    }
+
+    /// Waits until the password is changed.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn changed(&mut self) -> anyhow::Result<()> {
+        let code = self.result("chauthtok")?;
+        ensure!(code == SUCCESS, "chauthtok: {code}:\n{}", self.story());
+        Ok(())
     }
 
     /// Waits until a step fails: its name and code.

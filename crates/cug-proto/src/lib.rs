@@ -7,6 +7,7 @@
 //! * [`session`]: the key schedule of the session channel, and the preshared key of a pair of members.
 //! * [`trust`]: what the card says about the server, and the TLS configuration that follows from it.
 //! * [`local`]: what the PAM module and `cugctl` say to `cugd` over its socket.
+//! * [`password`]: what a new password may not be.
 //! * [`secret`]: byte strings that wipe themselves and cannot be printed.
 //! * [`id`]: validated names.
 //!
@@ -41,6 +42,7 @@ pub mod kdf;
 pub mod local;
 pub mod login;
 pub mod message;
+pub mod password;
 pub mod policy;
 pub mod secret;
 pub mod session;

@@ -159,8 +159,7 @@ pub struct Offer {
     /// To be given back with `Deliver` or `Cancel`.
     #[cbor(n(0), with = "minicbor::bytes")]
     pub id: OfferId,
-    /// The session's public key; the private key stays in the daemon. Made for this offer alone, also when it is only a check: until the server
-    /// announces it nobody else may know it, because the seal of the login's outcome counts on that (see `model/`).
+    /// The session's public key; the private key stays in the daemon. Made for this offer alone, also when it is only a check.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub wg_public_key: WgPublicKey,
     /// `Verify` when this user's session is up at this terminal already.

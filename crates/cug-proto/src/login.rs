@@ -4,14 +4,15 @@
 //! proof key = HKDF(salt X, K, "cug/1 login proof")        transcript T = H(Hello, Challenge)
 //! grant key = HKDF(salt X, K, "cug/1 login grant")        T' = H(T, envelope)
 //! proof     = HMAC(proof key, T')
-//! Outcome   = AES-256-GCM(grant key, nonce 0, aad T' | WireGuard public key)
+//! Outcome   = AES-256-GCM(grant key, nonce 0, aad T' | WireGuard public key | outcome secret)
 //! ack       = HMAC(HKDF("", session secret, "cug/1 login ack"), H(T', sealed outcome))
 //! ```
-//! The grant key seals one message in its life, so its nonce is constant.
+//! The grant key seals one message in its life, so its nonce is constant. The outcome secret are 32 random bytes from the envelope: an outcome comes
+//! from whoever opened the envelope, even where TLS was not authenticated and the card's public key is known.
 
 use crate::{
     ProtocolError, kdf,
-    message::{Grant, Outcome, WgPublicKey},
+    message::{Credentials, Grant, Outcome, WgPublicKey},
     secret::{Secret, encode_wiped},
 };
 use rsa::{Oaep, RsaPublicKey, sha2::Sha256, traits::PublicKeyParts};
@@ -56,6 +57,19 @@ impl Transcript {
 /// What both sides know after `Login` (T' above).
 pub struct BoundTranscript([u8; 32]);
 
+/// What an outcome is bound to besides the transcript: values of the envelope, which only the server and this terminal know.
+pub struct OutcomeBinding {
+    wg_public_key: WgPublicKey,
+    secret: Secret<32>,
+}
+
+impl Credentials {
+    /// What the outcome of this login is bound to.
+    pub fn outcome_binding(&self) -> OutcomeBinding {
+        OutcomeBinding { wg_public_key: self.wg_public_key, secret: self.outcome_secret.duplicate() }
+    }
+}
+
 /// The two keys of a login.
 pub struct LoginKeys {
     proof: Secret<32>,
@@ -91,34 +105,33 @@ impl LoginKeys {
     pub fn seal_outcome(
         self,
         transcript: &BoundTranscript,
-        wg: &WgPublicKey,
+        binding: &OutcomeBinding,
         outcome: &Outcome,
     ) -> Result<Vec<u8>, ProtocolError> {
         let plain = encode_wiped(outcome, crate::frame::MAX_SESSION - 256)?;
-        kdf::seal(&self.grant, &[0; 12], &outcome_aad(transcript, wg), &plain)
+        kdf::seal(&self.grant, &[0; 12], outcome_aad(transcript, binding).expose(), &plain)
     }
 
-    /// Opens what [`LoginKeys::seal_outcome`] made, with the WireGuard public key that this terminal sent.
+    /// Opens what [`LoginKeys::seal_outcome`] made, with the values that this terminal sent.
     ///
     /// # Errors
     /// [`ProtocolError::NotAuthentic`], [`ProtocolError::Malformed`]
     pub fn open_outcome(
         self,
         transcript: &BoundTranscript,
-        wg: &WgPublicKey,
+        binding: &OutcomeBinding,
         sealed: &[u8],
     ) -> Result<Outcome, ProtocolError> {
-        let plain = kdf::open(&self.grant, &[0; 12], &outcome_aad(transcript, wg), sealed)?;
+        let plain = kdf::open(&self.grant, &[0; 12], outcome_aad(transcript, binding).expose(), sealed)?;
         crate::frame::decode(&plain)
     }
 }
 
-fn outcome_aad(transcript: &BoundTranscript, wg: &WgPublicKey) -> [u8; 64] {
-    let mut aad = [0; 64];
-    let (first, second) = aad.split_at_mut(32);
-    first.copy_from_slice(&transcript.0);
-    second.copy_from_slice(wg);
-    aad
+fn outcome_aad(transcript: &BoundTranscript, binding: &OutcomeBinding) -> Secret<96> {
+    Secret::fill(|aad| {
+        let parts = transcript.0.iter().chain(&binding.wg_public_key).chain(binding.secret.expose());
+        aad.iter_mut().zip(parts).for_each(|(to, from)| *to = *from);
+    })
 }
 
 /// The terminal's acknowledgement: it opened the grant.

@@ -4,6 +4,7 @@
 
 use crate::{
     id::{Epoch, GroupId, GroupName, HostName, UserId},
+    password::PasswordProblem,
     policy::Policy,
     secret::{Secret, SecretBytes},
 };
@@ -153,6 +154,13 @@ pub struct Credentials {
     /// Addresses of the workstation besides the one that the server sees, at most [`MAX_ADDRESSES`].
     #[n(5)]
     pub addresses: Vec<IpAddr>,
+    /// Random, new with every login: only who opened this envelope can seal the outcome. See [`crate::login::OutcomeBinding`].
+    #[n(6)]
+    pub outcome_secret: Secret<32>,
+    /// UTF-8 as typed, twice the same. The password is changed to it before anything is granted, or nothing is. With [`Purpose::ChangePassword`]
+    /// always, with [`Purpose::Open`] when the server said [`DenyReason::MustChangePassword`], with [`Purpose::Verify`] never.
+    #[n(7)]
+    pub new_password: Option<SecretBytes>,
 }
 
 /// Most addresses that a terminal may announce.
@@ -168,6 +176,9 @@ pub enum Purpose {
     /// Only card and password are checked (sudo, a screen locker, a second login at the same terminal).
     #[n(1)]
     Verify,
+    /// The password is changed, and nothing else.
+    #[n(2)]
+    ChangePassword,
 }
 
 /// An [`Outcome`], sealed under the login's grant key. See [`crate::login::LoginKeys::seal_outcome`].
@@ -182,7 +193,7 @@ pub struct SealedOutcome {
 /// What became of a login whose proof was right.
 #[derive(Encode, Decode)]
 pub enum Outcome {
-    /// A session (purpose `Open`).
+    /// A session (purpose `Open`). If a new password came with the login, it is the password now.
     #[n(0)]
     Grant(#[n(0)] Grant),
     /// Card and password are right (purpose `Verify`).
@@ -191,6 +202,9 @@ pub enum Outcome {
     /// No, and why. The holder of the card may know.
     #[n(2)]
     Denied(#[n(0)] DenyReason),
+    /// The new password is the password now (purpose `ChangePassword`).
+    #[n(3)]
+    PasswordChanged,
 }
 
 /// A session: from the server through the PAM module to `cugd`.
@@ -334,7 +348,7 @@ pub enum DenyReason {
     /// Too many wrong passwords; seconds until the next try.
     #[n(4)]
     TooManyAttempts(#[n(0)] u32),
-    /// The password must be changed first.
+    /// Card and password are right, and the password must be changed first: the same again with a new password.
     #[n(5)]
     MustChangePassword,
     /// The account has expired.
@@ -346,6 +360,9 @@ pub enum DenyReason {
     /// Two unequal user IDs, or a key that is not one: a terminal that misbehaves.
     #[n(8)]
     BadRequest,
+    /// Card and password are right, and the new password breaks a rule. The old one stays.
+    #[n(9)]
+    NewPassword(#[n(0)] PasswordProblem),
 }
 
 /// The terminal has the grant. Only now the address is registered (patent, step S7).

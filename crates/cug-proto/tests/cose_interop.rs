@@ -94,6 +94,8 @@ fn sealed_here() -> Vec<u8> {
         wg_public_key: std::array::from_fn(|i| u8::try_from(i).unwrap()),
         host_name: "terminal-1.ward".parse().unwrap(),
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+        outcome_secret: Secret::fill(|s| s.fill(0x0c)),
+        new_password: SecretBytes::copy_from(b"new"),
     };
     EnvelopeKey::new(SERVER.to_public_key()).unwrap().seal(&credentials, &mut rng()).unwrap()
 }
@@ -113,7 +115,10 @@ fn another_implementation_opens_our_envelope_and_finds_every_field() {
          field 2 1\n\
          field 3 h'{wg}'\n\
          field 4 \"terminal-1.ward\"\n\
-         field 5 [[0, h'0a000001'], [1, h'fd000000000000000000000000000001']]\n"
+         field 5 [[0, h'0a000001'], [1, h'fd000000000000000000000000000001']]\n\
+         field 6 h'{outcome_secret}'\n\
+         field 7 h'6e6577'\n",
+        outcome_secret = "0c".repeat(32),
     );
     let found = cose("open", &private_pem(&SERVER), &sealed_here()).unwrap();
     assert_eq!(String::from_utf8(found).unwrap(), expected);
@@ -145,6 +150,7 @@ fn we_open_what_another_implementation_sealed() {
         [3, "bytes", "0303030303030303030303030303030303030303030303030303030303030303"],
         [4, "plain", "terminal-2"],
         [5, "ips", [[0, "0a000002"], [1, "fd000000000000000000000000000002"]]],
+        [6, "bytes", "0606060606060606060606060606060606060606060606060606060606060606"],
         [99, "plain", "a field of a later version, to be skipped"]
     ]"#;
     let sealed = cose("seal", &public_pem(&SERVER), fields).unwrap();
@@ -158,6 +164,7 @@ fn we_open_what_another_implementation_sealed() {
     assert_eq!(opened.purpose, Purpose::Open);
     assert_eq!(opened.wg_public_key, [3; 32]);
     assert_eq!(opened.host_name.as_str(), "terminal-2");
+    assert!(opened.outcome_secret.matches(&[6; 32]) && opened.new_password.is_none());
     let addresses: Vec<String> = opened.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["10.0.0.2", "fd00::2"]);
 }

@@ -37,6 +37,8 @@ fn credentials() -> Credentials {
         wg_public_key: [3; 32],
         host_name: "terminal-1".parse().unwrap(),
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+        outcome_secret: Secret::fill(|s| s.fill(0x0c)),
+        new_password: None,
     }
 }
 
@@ -87,17 +89,21 @@ fn an_outcome_opens_only_for_the_card_the_connection_and_the_key_it_was_made_for
     let challenge = Secret::random(&mut rng());
     let transcript = Transcript::new(b"hello", b"challenge").with_envelope(b"envelope");
     let keys = || LoginKeys::new(&challenge, &[1; 32]);
-    let sealed = keys().seal_outcome(&transcript, &[3; 32], &Outcome::Grant(grant())).unwrap();
+    let binding = credentials().outcome_binding();
+    let sealed = keys().seal_outcome(&transcript, &binding, &Outcome::Grant(grant())).unwrap();
 
-    let Ok(Outcome::Grant(opened)) = keys().open_outcome(&transcript, &[3; 32], &sealed) else {
+    let Ok(Outcome::Grant(opened)) = keys().open_outcome(&transcript, &binding, &sealed) else {
         panic!("does not open")
     };
     assert!(opened.secret.matches(grant().secret.expose()));
-    assert!(keys().open_outcome(&transcript, &[4; 32], &sealed).is_err(), "another WireGuard key");
-    assert!(LoginKeys::new(&challenge, &[2; 32]).open_outcome(&transcript, &[3; 32], &sealed).is_err());
+    let other_wg = Credentials { wg_public_key: [4; 32], ..credentials() };
+    assert!(keys().open_outcome(&transcript, &other_wg.outcome_binding(), &sealed).is_err(), "another WireGuard key");
+    let stranger = Credentials { outcome_secret: Secret::random(&mut rng()), ..credentials() };
+    assert!(keys().open_outcome(&transcript, &stranger.outcome_binding(), &sealed).is_err(), "another outcome secret");
+    assert!(LoginKeys::new(&challenge, &[2; 32]).open_outcome(&transcript, &binding, &sealed).is_err());
     let mut altered = sealed.clone();
     altered[20] ^= 1;
-    assert!(keys().open_outcome(&transcript, &[3; 32], &altered).is_err());
+    assert!(keys().open_outcome(&transcript, &binding, &altered).is_err());
 
     let mac = login::ack_mac(&opened, &transcript, &sealed);
     assert_eq!(login::verify_ack(&grant(), &transcript, &sealed, &mac), Ok(()));
@@ -207,11 +213,12 @@ fn the_largest_grant_fits_into_a_frame() {
     let groups = (0..u32::try_from(MAX_GROUPS).unwrap()).map(largest_group).collect();
     let grant = Grant { groups, attach_within: u32::MAX, ..grant() };
     let (transcript, keys) = (Transcript::new(b"hello", b"challenge").with_envelope(b"envelope"), login_keys());
-    let sealed = keys.seal_outcome(&transcript, &[3; 32], &Outcome::Grant(grant.duplicate())).unwrap();
+    let binding = credentials().outcome_binding();
+    let sealed = keys.seal_outcome(&transcript, &binding, &Outcome::Grant(grant.duplicate())).unwrap();
     assert!(sealed.len() > frame::MAX_LOGIN, "{} bytes: else the larger frame is not needed", sealed.len());
     let message = ServerMessage::Outcome(SealedOutcome { sealed: sealed.clone() });
     assert!(frame::encode(&message, frame::MAX_SESSION).is_ok());
-    let Ok(Outcome::Grant(back)) = login_keys().open_outcome(&transcript, &[3; 32], &sealed) else {
+    let Ok(Outcome::Grant(back)) = login_keys().open_outcome(&transcript, &binding, &sealed) else {
         panic!("no grant")
     };
     assert_eq!(back.groups[31].policy, grant.groups[31].policy);

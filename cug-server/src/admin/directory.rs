@@ -1,10 +1,7 @@
 //! Imports, exports and the audit, for administrators.
 
 use super::{AdminService, Reply, service::done, state::ULA};
-use crate::{
-    clock,
-    store::{AuditQuery, By, Directory, ImportMeans, PasswordRecord, Result, StoreError},
-};
+use crate::store::{AuditQuery, By, Directory, ImportMeans, PasswordRecord, Result, StoreError};
 use cug_proto::id::{GroupName, UserId};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -55,8 +52,7 @@ impl AdminService {
         directory: &Directory,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Reply> {
-        let cost = self.config.argon2;
-        let no_password = || PasswordRecord::unusable(clock::random(), cost.memory_kib, cost.iterations, cost.lanes);
+        let no_password = PasswordRecord::none;
         let ula = self.store.setting(ULA)?.and_then(|text| super::service::parse_ula(&text));
         let ula = ula.ok_or_else(|| StoreError::Fault("the setting \"ula\" is missing".into()))?;
         let mint = |group, epoch| self.mint(group, epoch);
@@ -80,7 +76,7 @@ impl AdminService {
         let users = self.store.export()?.into_iter();
         let users = users
             .map(|u| ExportUser {
-                password_hash: (secrets && u.password.is_usable()).then(|| phc(&u.password)),
+                password_hash: (secrets && !u.password.is_none()).then(|| phc(&u.password)),
                 user: u.user,
                 disabled: u.disabled,
                 groups: u.groups,

@@ -3,6 +3,7 @@
 //! [`AdminService`] carries requests out. It does so in the running server, asked over a socket that only root, the server's own user and a configured group may
 //! use, or in the administrator's own process when no server runs. [`ask`] finds out which.
 
+mod accounts;
 mod check;
 mod directory;
 mod password;
@@ -25,7 +26,7 @@ use crate::{
     keys::{KeyError, Keys, StoragePlace, TlsInfo},
     store::{
         AuditQuery, AuditRow, AuditVerdict, CardInfo, Directory, EventInfo, GroupInfo, LineProblem, MemberInfo,
-        PolicyUpdate, SessionInfo, UserInfo,
+        PolicyUpdate, SessionInfo, UserInfo, UserSettings,
     },
 };
 use anyhow::{Context, Result};
@@ -44,6 +45,9 @@ pub enum Request {
         user: UserId,
         /// In clear; hashed by whoever carries the request out.
         password: Password,
+        /// What else is set of the user.
+        #[serde(default)]
+        settings: UserSettings,
     },
     /// All users.
     UserList,
@@ -59,6 +63,9 @@ pub enum Request {
         user: UserId,
         /// In clear.
         password: Password,
+        /// It must be changed at the next login.
+        #[serde(default)]
+        must_change: bool,
     },
     /// Add a group.
     GroupAdd {
@@ -142,6 +149,10 @@ pub enum Request {
     TlsInstall(String),
     /// What `top` shows.
     Snapshot,
+    /// Set something of a user.
+    UserSet(UserId, UserSettings),
+    /// Forget a user's wrong passwords.
+    UserUnlock(UserId),
 }
 
 /// What comes back.

@@ -1,13 +1,12 @@
 //! Carries out what administrators ask for.
 
-use super::{Password, Reply, Request, SNAPSHOT_EVENTS, SNAPSHOT_SESSIONS, Snapshot, state::ULA};
+use super::{Reply, Request, SNAPSHOT_EVENTS, SNAPSHOT_SESSIONS, Snapshot, state::ULA};
 use crate::{
     clock,
     config::Config,
     hub::HubHandle,
     keys::Keys,
-    service::PasswordPool,
-    store::{By, GroupInfo, NewCard, NewGroup, PasswordRecord, PolicyKind, PolicyUpdate, Result, Store, StoreError},
+    store::{By, GroupInfo, NewCard, NewGroup, PolicyKind, PolicyUpdate, Result, Store, StoreError},
 };
 use cug_proto::{
     id::{Epoch, GroupId, GroupName, UserId},
@@ -69,10 +68,7 @@ impl AdminService {
         let store = &*self.store;
         let mint = |group, epoch| self.mint(group, epoch);
         Ok(match request {
-            Request::UserAdd { user, password } => {
-                store.add_user(by, user, &self.hash(password)?)?;
-                done(format!("user {user} added"))
-            }
+            Request::UserAdd { user, password, settings } => self.add_user(by, user, password, settings)?,
             Request::UserList => Reply::Users(store.users()?),
             Request::UserShow(user) => Reply::User(store.user(user)?),
             Request::UserDisable(user) => {
@@ -83,9 +79,8 @@ impl AdminService {
                 store.enable_user(by, user)?;
                 done(format!("user {user} enabled"))
             }
-            Request::UserSetPassword { user, password } => {
-                store.set_password(by, user, &self.hash(password)?)?;
-                done(format!("password of user {user} changed"))
+            Request::UserSetPassword { user, password, must_change } => {
+                self.set_password(by, user, password, *must_change)?
             }
             Request::GroupAdd { group, prefix4, prefix6 } => self.add_group(by, group, *prefix4, *prefix6)?,
             Request::GroupList => Reply::Groups(store.groups()?),
@@ -132,6 +127,8 @@ impl AdminService {
             | Request::TlsSign(_)
             | Request::TlsInstall(_) => self.tls(request, by.now)?,
             Request::Snapshot => Reply::Snapshot(Box::new(self.snapshot(by.now)?)),
+            Request::UserSet(user, settings) => self.set_user(by, user, settings)?,
+            Request::UserUnlock(user) => self.unlock_user(by, user)?,
         })
     }
 
@@ -241,11 +238,6 @@ impl AdminService {
             attached: self.hub.as_ref().map_or(0, HubHandle::attached),
             tls: self.keys.tls_info().map_err(|e| StoreError::Refused(e.to_string()))?,
         })
-    }
-
-    fn hash(&self, password: &Password) -> Result<PasswordRecord> {
-        let record = PasswordPool::hash(self.config.argon2, password.secret(), clock::random());
-        record.map_err(|e| StoreError::Fault(e.into()))
     }
 }
 

@@ -10,7 +10,10 @@ mod channel;
 mod frames;
 mod login;
 
-use crate::service::{Admission, Admitted, Service};
+use crate::{
+    clock,
+    service::{Admission, Admitted, Service},
+};
 use cug_proto::{
     PROTOCOL_VERSION, ProtocolError, frame,
     login::EXPORTER_LABEL,
@@ -69,7 +72,8 @@ impl Api {
     /// Serves with this TLS configuration until `stop` says true.
     pub fn new(service: Arc<Service>, tls: Arc<rustls::ServerConfig>, stop: watch::Receiver<bool>) -> Self {
         let config = service.config();
-        let admission = Admission::new(config.max_unauthenticated, config.max_unauthenticated_per_source);
+        let admission =
+            Admission::new(config.max_unauthenticated, config.max_unauthenticated_per_source, config.source_rate);
         Self { acceptor: TlsAcceptor::from(tls), service, admission, stop }
     }
 
@@ -93,8 +97,8 @@ impl Api {
 
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
         let source = peer.ip().to_canonical();
-        let Some(admitted) = self.admission.admit(source) else {
-            tracing::debug!(%source, "too many connections that have not logged in");
+        let Some(admitted) = self.admission.admit(source, clock::monotonic()) else {
+            tracing::debug!(%source, "too many connections, or too often");
             return;
         };
         let (api, mut stop) = (self.clone(), self.stop.clone());

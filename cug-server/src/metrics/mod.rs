@@ -23,7 +23,7 @@ use std::{
 use tokio::time::Instant;
 
 /// Every outcome of a login, so that each is there from the start with 0.
-const OUTCOMES: [&str; 13] = [
+const OUTCOMES: [&str; 15] = [
     "granted",
     "verified",
     "rejected",
@@ -37,6 +37,8 @@ const OUTCOMES: [&str; 13] = [
     "expired",
     "outside-hours",
     "bad-request",
+    "password-changed",
+    "new-password-refused",
 ];
 
 /// Seconds, for logins: from a fast hash to the deadline of a terminal.
@@ -227,6 +229,7 @@ impl LoginInProgress {
         self.outcome = match outcome {
             Outcome::Grant(_) => "granted",
             Outcome::Verified => "verified",
+            Outcome::PasswordChanged => "password-changed",
             Outcome::Denied(reason) => denied(*reason),
         };
     }
@@ -260,6 +263,7 @@ fn denied(reason: DenyReason) -> &'static str {
         DenyReason::Expired => "expired",
         DenyReason::OutsideHours => "outside-hours",
         DenyReason::BadRequest => "bad-request",
+        DenyReason::NewPassword(_) => "new-password-refused",
     }
 }
 

@@ -1,6 +1,7 @@
 //! Decisions, pure: what the store knows and what time it is come in, a verdict goes out.
 
 pub mod overlay;
+pub mod password;
 
 use crate::{clock::UnixTime, store::Account};
 use cug_proto::message::DenyReason;
@@ -25,24 +26,36 @@ pub fn admit(card_revoked: bool, account: &Account, now: UnixTime) -> Result<(),
     }
 }
 
-/// With the right password: may this user have what was asked for?
+/// With the right password: may this user have what was asked for? `groups` is `None` where none is needed.
 ///
 /// # Errors
 /// Why not.
-pub fn authorise(account: &Account, password_right: bool, groups: usize) -> Result<(), DenyReason> {
+pub fn authorise(
+    account: &Account,
+    password_right: bool,
+    groups: Option<usize>,
+    now: UnixTime,
+) -> Result<(), DenyReason> {
     if !password_right {
         Err(DenyReason::WrongPassword)
     } else if account.disabled {
         Err(DenyReason::Disabled)
-    } else if groups == 0 {
+    } else if account.expires.is_some_and(|expires| now >= expires) {
+        Err(DenyReason::Expired)
+    } else if groups == Some(0) {
         Err(DenyReason::NoGroup)
     } else {
         Ok(())
     }
 }
 
+/// Must this user's password be changed before anything else? `life` is how long one may be used, in seconds.
+pub fn must_change(account: &Account, life: Option<i64>, now: UnixTime) -> bool {
+    account.must_change || life.is_some_and(|life| now >= account.password_set.saturating_add(life))
+}
+
 /// Seconds until the next try: 0 for the first few wrong passwords, then 1, 2, 4, ... up to a quarter of an hour.
-fn remaining_wait(failures: u32, last_failure: UnixTime, now: UnixTime) -> u32 {
+pub fn remaining_wait(failures: u32, last_failure: UnixTime, now: UnixTime) -> u32 {
     let Some(excess) = failures.checked_sub(FREE_FAILURES) else { return 0 };
     let wait = 1_i64.checked_shl(excess).filter(|w| (1..LONGEST_WAIT).contains(w)).unwrap_or(LONGEST_WAIT);
     // A clock that was set back must not lock anybody out for longer than the longest wait.
@@ -58,7 +71,7 @@ mod tests {
 
     fn account(failures: u32, last_failure: UnixTime, disabled: bool) -> Account {
         let password = PasswordRecord { salt: [0; 16], hash: [0; 32], memory_kib: 8, iterations: 1, lanes: 1 };
-        Account { password, disabled, failures, last_failure }
+        Account { password, disabled, failures, last_failure, password_set: 0, must_change: false, expires: None }
     }
 
     #[test]
@@ -68,10 +81,22 @@ mod tests {
 
     #[test]
     fn whether_an_account_is_disabled_is_told_only_with_the_right_password() {
-        assert_eq!(authorise(&account(0, 0, true), false, 0), Err(DenyReason::WrongPassword));
-        assert_eq!(authorise(&account(0, 0, true), true, 1), Err(DenyReason::Disabled));
-        assert_eq!(authorise(&account(0, 0, false), true, 0), Err(DenyReason::NoGroup));
-        assert_eq!(authorise(&account(0, 0, false), true, 1), Ok(()));
+        assert_eq!(authorise(&account(0, 0, true), false, Some(0), 0), Err(DenyReason::WrongPassword));
+        assert_eq!(authorise(&account(0, 0, true), true, Some(1), 0), Err(DenyReason::Disabled));
+        assert_eq!(authorise(&account(0, 0, false), true, Some(0), 0), Err(DenyReason::NoGroup));
+        assert_eq!(authorise(&account(0, 0, false), true, Some(1), 0), Ok(()));
+        assert_eq!(authorise(&account(0, 0, false), true, None, 0), Ok(()));
+    }
+
+    #[test]
+    fn an_account_ends_at_its_time_and_a_password_too() {
+        let account = Account { expires: Some(100), password_set: 50, ..account(0, 0, false) };
+        assert_eq!(authorise(&account, true, Some(1), 99), Ok(()));
+        assert_eq!(authorise(&account, true, Some(1), 100), Err(DenyReason::Expired));
+        assert_eq!(authorise(&account, false, Some(1), 100), Err(DenyReason::WrongPassword));
+        assert!(!must_change(&account, None, i64::MAX));
+        assert!(!must_change(&account, Some(10), 59) && must_change(&account, Some(10), 60));
+        assert!(must_change(&Account { must_change: true, ..account }, None, 0));
     }
 
     proptest! {

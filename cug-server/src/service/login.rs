@@ -12,16 +12,18 @@
 use super::{Service, password::PasswordError};
 use crate::{
     clock, policy,
-    store::{GroupKey, LoginFacts, LoginRefused, NewSession, Result as StoreResult, StoreError},
+    store::{
+        Account, GroupKey, LoginFacts, LoginRefused, NewSession, PasswordRecord, Result as StoreResult, StoreError,
+    },
 };
 use cug_proto::{
     ProtocolError,
     envelope::SealedEnvelope,
     id::UserId,
-    login::{self, BoundTranscript, LoginKeys, Transcript},
+    login::{self, BoundTranscript, LoginKeys, OutcomeBinding, Transcript},
     message::{
         Credentials, DenyReason, Fingerprint, Grant, Hello, Login, MAX_ADDRESSES, Outcome, Purpose, SessionId,
-        Unavailable, WgPublicKey,
+        Unavailable,
     },
     secret::Secret,
 };
@@ -56,8 +58,15 @@ pub struct Granted {
     sealed: Vec<u8>,
 }
 
+/// What a login with the right password leads to.
+enum Decision {
+    Grant(Grant),
+    Verified,
+    PasswordChanged,
+}
+
 /// Why a login got no outcome.
-enum Stop {
+pub(super) enum Stop {
     Deny(DenyReason),
     Unavailable(Unavailable),
 }
@@ -73,6 +82,15 @@ impl From<ProtocolError> for Stop {
     fn from(error: ProtocolError) -> Self {
         tracing::error!(%error, "a login failed");
         Self::Unavailable(Unavailable::Fault)
+    }
+}
+
+impl From<PasswordError> for Stop {
+    fn from(error: PasswordError) -> Self {
+        Self::Unavailable(match error {
+            PasswordError::Busy => Unavailable::Busy(2),
+            PasswordError::Fault(_) => fault(error),
+        })
     }
 }
 
@@ -117,15 +135,16 @@ impl Service {
             Ok(credentials) => credentials,
             Err(unavailable) => return Answer::Unavailable(unavailable),
         };
-        let wg = credentials.wg_public_key;
+        let binding = credentials.outcome_binding();
         let (outcome, granted) = match self.decide(&challenged, credentials).await {
-            Ok(Some(grant)) => (Outcome::Grant(grant.duplicate()), Some(grant)),
-            Ok(None) => (Outcome::Verified, None),
+            Ok(Decision::Grant(grant)) => (Outcome::Grant(grant.duplicate()), Some(grant)),
+            Ok(Decision::Verified) => (Outcome::Verified, None),
+            Ok(Decision::PasswordChanged) => (Outcome::PasswordChanged, None),
             Err(Stop::Deny(reason)) => (Outcome::Denied(reason), None),
             Err(Stop::Unavailable(reason)) => return Answer::Unavailable(reason),
         };
         counted.decided(&outcome);
-        seal(keys, transcript, &wg, &outcome, granted)
+        seal(keys, transcript, &binding, &outcome, granted)
     }
 
     /// S24: the terminal has the grant; the user's address is registered, an earlier session of the user ends.
@@ -148,25 +167,39 @@ impl Service {
         }
     }
 
-    /// The decision: no session yet, but everything that leads to one. `None`: verified, and no session was asked for.
-    async fn decide(&self, challenged: &Challenged, credentials: Credentials) -> Result<Option<Grant>, Stop> {
+    /// The decision: no session yet, but everything that leads to one.
+    async fn decide(self: &Arc<Self>, challenged: &Challenged, credentials: Credentials) -> Result<Decision, Stop> {
         if let Err(reason) = check_request(challenged, &credentials) {
             return self.deny(challenged, reason).await;
         }
         let turn = self.users.turn(&challenged.user).await;
-        if let Err(reason) = self.check_password(challenged, &credentials).await? {
-            return self.deny(challenged, reason).await;
-        }
-        let granted = match credentials.purpose {
-            Purpose::Open => Some(self.grant(challenged, &credentials).await?),
-            Purpose::Verify => {
+        let account = match self.check_password(challenged, &credentials).await? {
+            Ok(account) => account,
+            Err(reason) => return self.deny(challenged, reason).await,
+        };
+        let new_password = match self.check_new_password(&account, &credentials).await? {
+            Ok(new_password) => new_password,
+            Err(reason) => return self.deny(challenged, reason).await,
+        };
+        let replaced = new_password.is_some();
+        let decision = match (credentials.purpose, new_password) {
+            (Purpose::Open, new_password) => Decision::Grant(self.grant(challenged, &credentials, new_password).await?),
+            (Purpose::ChangePassword, Some(new_password)) => {
+                let facts = challenged.owned();
+                self.store(move |s| s.change_password(&facts.borrow(), &new_password)).await?;
+                Decision::PasswordChanged
+            }
+            (Purpose::Verify | Purpose::ChangePassword, _) => {
                 let facts = challenged.owned();
                 self.store(move |s| s.login_verified(&facts.borrow())).await?;
-                None
+                Decision::Verified
             }
         };
         drop(turn);
-        Ok(granted)
+        if !replaced {
+            self.upgrade_hash(&challenged.user, credentials.password, account.password);
+        }
+        Ok(decision)
     }
 
     /// S22. A terminal whose card names another server key is told so by the log only: to it this is a fault.
@@ -187,7 +220,7 @@ impl Service {
         &self,
         challenged: &Challenged,
         credentials: &Credentials,
-    ) -> Result<Result<(), DenyReason>, Stop> {
+    ) -> Result<Result<Account, DenyReason>, Stop> {
         let user = challenged.user.clone();
         let found = self.store(move |s| Ok((s.account(&user)?, s.group_keys(&user)?.len()))).await?;
         let (Some(account), groups) = found else { return Ok(Err(DenyReason::BadRequest)) };
@@ -195,16 +228,18 @@ impl Service {
             return Ok(Err(reason));
         }
         let _counted = self.metrics.password_check();
-        let right = self.passwords.verify(credentials.password.duplicate(), account.password.clone()).await;
-        let right = right.map_err(|error| match error {
-            PasswordError::Busy => Stop::Unavailable(Unavailable::Busy(2)),
-            PasswordError::Fault(_) => Stop::Unavailable(fault(error)),
-        })?;
-        Ok(policy::authorise(&account, right, groups))
+        let right = self.passwords.verify(credentials.password.duplicate(), account.password.clone()).await?;
+        let groups = (credentials.purpose != Purpose::ChangePassword).then_some(groups);
+        Ok(policy::authorise(&account, right, groups, clock::unix_now()).map(|()| account))
     }
 
     /// S25: a session with the keys of all the user's groups.
-    async fn grant(&self, challenged: &Challenged, credentials: &Credentials) -> Result<Grant, Stop> {
+    async fn grant(
+        &self,
+        challenged: &Challenged,
+        credentials: &Credentials,
+        new_password: Option<PasswordRecord>,
+    ) -> Result<Grant, Stop> {
         let session: SessionId = clock::random();
         let secret = Secret::random(&mut clock::rng());
         let wg_public_key = credentials.wg_public_key;
@@ -228,6 +263,7 @@ impl Service {
                     addresses: &addresses,
                     wrapped_secret: &wrapped_secret,
                     groups: &epochs,
+                    new_password: new_password.as_ref(),
                 })?;
                 let mut groups = groups;
                 for now in s.group_keys(&facts.user)? {
@@ -280,7 +316,13 @@ impl Service {
 /// What a decent terminal sends.
 fn check_request(challenged: &Challenged, credentials: &Credentials) -> Result<(), DenyReason> {
     let small_order = credentials.wg_public_key == [0; 32];
-    if credentials.user == challenged.user && credentials.addresses.len() <= MAX_ADDRESSES && !small_order {
+    let new_password_fits = match credentials.purpose {
+        Purpose::Open => true,
+        Purpose::Verify => credentials.new_password.is_none(),
+        Purpose::ChangePassword => credentials.new_password.is_some(),
+    };
+    let place_fits = credentials.addresses.len() <= MAX_ADDRESSES && !small_order;
+    if credentials.user == challenged.user && new_password_fits && place_fits {
         Ok(())
     } else {
         Err(DenyReason::BadRequest)
@@ -290,11 +332,11 @@ fn check_request(challenged: &Challenged, credentials: &Credentials) -> Result<(
 fn seal(
     keys: LoginKeys,
     transcript: BoundTranscript,
-    wg: &WgPublicKey,
+    binding: &OutcomeBinding,
     outcome: &Outcome,
     grant: Option<Grant>,
 ) -> Answer {
-    match keys.seal_outcome(&transcript, wg, outcome) {
+    match keys.seal_outcome(&transcript, binding, outcome) {
         Ok(sealed) => {
             let granted = grant.map(|grant| Granted { grant, transcript, sealed: sealed.clone() });
             Answer::Outcome(sealed, granted)
@@ -319,6 +361,7 @@ fn reason_text(reason: DenyReason) -> &'static str {
         DenyReason::Expired => "account expired",
         DenyReason::OutsideHours => "outside of hours",
         DenyReason::BadRequest => "terminal misbehaves",
+        DenyReason::NewPassword(_) => "new password breaks a rule",
     }
 }
 

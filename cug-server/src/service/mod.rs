@@ -4,6 +4,7 @@ mod limits;
 mod locks;
 mod login;
 mod password;
+mod renewal;
 mod session;
 
 pub use limits::{Admission, Admitted};
@@ -36,7 +37,7 @@ pub struct Service {
 impl Service {
     /// Puts the parts together.
     pub fn new(store: Arc<dyn Store>, keys: Arc<Keys>, config: Arc<Config>, hub: HubHandle, metrics: Metrics) -> Self {
-        let passwords = PasswordPool::new(config.argon2);
+        let passwords = PasswordPool::new(config.argon2, config.password_pool);
         let (users, rejections) = (locks::UserLocks::default(), limits::Rejections::new(clock::monotonic()));
         Self { store, keys, config, hub, passwords, users, rejections, metrics }
     }

@@ -1,6 +1,9 @@
 //! Passwords: Argon2id (RFC 9106) in a bounded pool, so that a storm of logins takes neither all memory nor all processors.
 
-use crate::{config::Argon2Cost, store::PasswordRecord};
+use crate::{
+    config::{Argon2Cost, PoolSize},
+    store::PasswordRecord,
+};
 use argon2::{Algorithm, Argon2, Params, Version};
 use cug_proto::secret::{Secret, SecretBytes};
 use std::sync::{
@@ -9,10 +12,7 @@ use std::sync::{
 };
 use tokio::sync::Semaphore;
 
-/// Logins that may wait for each worker.
-const QUEUE_PER_WORKER: usize = 64;
-
-/// The pool. As many workers as processors.
+/// The pool. Who waits is served in the order of coming; a user has one place at most, because logins of a user come one after the other.
 pub struct PasswordPool {
     cost: Argon2Cost,
     workers: Arc<Semaphore>,
@@ -42,33 +42,67 @@ impl Drop for Queued {
 
 impl PasswordPool {
     /// A pool that hashes at `cost`.
-    pub fn new(cost: Argon2Cost) -> Self {
-        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    pub fn new(cost: Argon2Cost, size: PoolSize) -> Self {
         Self {
             cost,
-            workers: Arc::new(Semaphore::new(workers)),
+            workers: Arc::new(Semaphore::new(size.workers)),
             queued: Arc::default(),
-            most_queued: workers * (1 + QUEUE_PER_WORKER),
+            most_queued: size.workers.saturating_mul(size.queue.saturating_add(1)),
         }
     }
 
-    /// Whether `password` is the one of `record`.
+    /// Whether `password` is the one of `record`. Where there is none, nothing is, and it takes as long to say so.
     ///
     /// # Errors
     /// [`PasswordError`]
     pub async fn verify(&self, password: SecretBytes, record: PasswordRecord) -> Result<bool, PasswordError> {
-        if self.queued.fetch_add(1, Ordering::Relaxed) >= self.most_queued {
-            self.queued.fetch_sub(1, Ordering::Relaxed);
+        let cost = self.cost;
+        self.work(move || {
+            if record.is_none() {
+                // The salt plays no part in the time.
+                return Self::hash(cost, &password, record.salt).map(|_| false);
+            }
+            verify(&password, &record)
+        })
+        .await
+    }
+
+    /// The record of a new password.
+    ///
+    /// # Errors
+    /// [`PasswordError`]
+    pub async fn hash_new(&self, password: SecretBytes, salt: [u8; 16]) -> Result<PasswordRecord, PasswordError> {
+        let cost = self.cost;
+        self.work(move || Self::hash(cost, &password, salt)).await
+    }
+
+    /// Whether a password of this record should be hashed again: the configuration has become more expensive since.
+    pub fn is_cheap(&self, record: &PasswordRecord) -> bool {
+        !record.is_none() && (record.memory_kib < self.cost.memory_kib || record.iterations < self.cost.iterations)
+    }
+
+    /// Hashes and checks that run or wait.
+    pub fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+
+    /// Waits for a worker and has it do this.
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, PasswordError> + Send + 'static,
+    ) -> Result<T, PasswordError> {
+        let before = self.queued.fetch_add(1, Ordering::Relaxed);
+        let queued = Queued(self.queued.clone());
+        if before >= self.most_queued {
             return Err(PasswordError::Busy);
         }
-        let queued = Queued(self.queued.clone());
         let worker = self.workers.clone().acquire_owned().await.map_err(|_| PasswordError::Busy)?;
-        let verified = tokio::task::spawn_blocking(move || {
-            let result = verify(&password, &record);
+        let done = tokio::task::spawn_blocking(move || {
+            let result = work();
             drop((worker, queued));
             result
         });
-        verified.await.map_err(|e| PasswordError::Fault(e.to_string()))?
+        done.await.map_err(|e| PasswordError::Fault(e.to_string()))?
     }
 
     /// The record of a new password. Blocks for some tens of milliseconds.
@@ -80,11 +114,6 @@ impl PasswordPool {
         let mut record = PasswordRecord { salt, hash: [0; 32], memory_kib, iterations, lanes };
         record.hash = *derive(password, &record)?.expose();
         Ok(record)
-    }
-
-    /// What a new password costs.
-    pub fn cost(&self) -> Argon2Cost {
-        self.cost
     }
 }
 
@@ -103,15 +132,60 @@ fn derive(password: &SecretBytes, record: &PasswordRecord) -> Result<Secret<32>,
 mod tests {
     use super::*;
 
+    const SIZE: PoolSize = PoolSize { workers: 1, queue: 2 };
+
+    fn bytes(text: &str) -> SecretBytes {
+        SecretBytes::copy_from(text.as_bytes()).unwrap()
+    }
+
     #[tokio::test]
     async fn only_the_password_verifies() {
         let cost = Argon2Cost { memory_kib: 64, iterations: 1, lanes: 1 };
-        let bytes = |text: &str| SecretBytes::copy_from(text.as_bytes()).unwrap();
-        let pool = PasswordPool::new(cost);
+        let pool = PasswordPool::new(cost, SIZE);
         let record = PasswordPool::hash(cost, &bytes("passwd1"), [7; 16]).unwrap();
         assert!(pool.verify(bytes("passwd1"), record.clone()).await.unwrap());
         assert!(!pool.verify(bytes("passwd2"), record.clone()).await.unwrap());
-        assert_eq!(pool.queued.load(Ordering::Relaxed), 0);
+        assert_eq!(pool.queued(), 0);
         assert_ne!(PasswordPool::hash(cost, &bytes("passwd1"), [8; 16]).unwrap().hash, record.hash);
+    }
+
+    #[tokio::test]
+    async fn where_there_is_no_password_none_is_right() {
+        let pool = PasswordPool::new(Argon2Cost { memory_kib: 64, iterations: 1, lanes: 1 }, SIZE);
+        for typed in ["", "x", "\0"] {
+            assert!(!pool.verify(bytes(typed), PasswordRecord::none()).await.unwrap());
+        }
+        assert!(!pool.is_cheap(&PasswordRecord::none()));
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_says_so_and_empties_again() {
+        let pool = Arc::new(PasswordPool::new(Argon2Cost { memory_kib: 4096, iterations: 2, lanes: 1 }, SIZE));
+        let record = PasswordPool::hash(pool.cost, &bytes("passwd1"), [7; 16]).unwrap();
+        let mut logins = tokio::task::JoinSet::new();
+        for _ in 0..10 {
+            let (pool, record) = (pool.clone(), record.clone());
+            logins.spawn(async move { pool.verify(bytes("passwd1"), record).await });
+        }
+        let results = logins.join_all().await;
+        let served = results.iter().filter(|r| matches!(r, Ok(true))).count();
+        let busy = results.iter().filter(|r| matches!(r, Err(PasswordError::Busy))).count();
+        assert_eq!((served, busy), (3, 7), "one at work, two waiting");
+        assert!(pool.verify(bytes("passwd1"), record).await.unwrap());
+        assert_eq!(pool.queued(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_leaves_the_queue() {
+        let pool = Arc::new(PasswordPool::new(Argon2Cost { memory_kib: 4096, iterations: 2, lanes: 1 }, SIZE));
+        let record = PasswordPool::hash(pool.cost, &bytes("passwd1"), [7; 16]).unwrap();
+        let at_work = pool.workers.clone().acquire_owned().await.unwrap();
+        for _ in 0..20 {
+            let waiting = pool.verify(bytes("passwd1"), record.clone());
+            assert!(tokio::time::timeout(std::time::Duration::from_millis(1), waiting).await.is_err());
+        }
+        assert_eq!(pool.queued(), 0);
+        drop(at_work);
+        assert!(pool.verify(bytes("passwd1"), record).await.unwrap());
     }
 }

@@ -71,6 +71,10 @@ pub trait Store: Send + Sync {
     fn login_refused(&self, refusal: &LoginRefused<'_>) -> Result<()>;
     /// Card and password were right and no session was asked for.
     fn login_verified(&self, login: &LoginFacts<'_>) -> Result<()>;
+    /// Card and old password were right, and this is the password from now on.
+    fn change_password(&self, login: &LoginFacts<'_>, password: &PasswordRecord) -> Result<()>;
+    /// The same password, hashed at another cost. `false`, and nothing is changed, when `old` is not what is stored any more.
+    fn upgrade_password(&self, by: By<'_>, user: &UserId, old: &PasswordRecord, new: &PasswordRecord) -> Result<bool>;
     /// A session is granted but not acknowledged. Wrong passwords are forgotten.
     fn create_session(&self, session: &NewSession<'_>) -> Result<()>;
     /// The grant was acknowledged: the user's address is registered (patent, step S24), an earlier session ends (P8). `false` when
@@ -91,8 +95,21 @@ pub trait Store: Send + Sync {
     fn set_once(&self, name: &str, value: &str) -> Result<()>;
     /// Adds a user.
     fn add_user(&self, by: By<'_>, user: &UserId, password: &PasswordRecord) -> Result<()>;
-    /// Changes a user's password.
-    fn set_password(&self, by: By<'_>, user: &UserId, password: &PasswordRecord) -> Result<()>;
+    /// Changes a user's password, and what else is set with it. It need not be changed again unless `settings` say so.
+    fn set_password(&self, by: By<'_>, user: &UserId, password: &PasswordRecord, settings: &UserSettings)
+    -> Result<()>;
+    /// Adds a user with more than a password.
+    fn add_user_with(
+        &self,
+        by: By<'_>,
+        user: &UserId,
+        password: &PasswordRecord,
+        settings: &UserSettings,
+    ) -> Result<()>;
+    /// Sets something of a user.
+    fn set_user(&self, by: By<'_>, user: &UserId, settings: &UserSettings) -> Result<()>;
+    /// Forgets a user's wrong passwords, and with them the wait.
+    fn unlock_user(&self, by: By<'_>, user: &UserId) -> Result<()>;
     /// Enables a user.
     fn enable_user(&self, by: By<'_>, user: &UserId) -> Result<()>;
     /// Disables a user: the session ends, the keys of the user's groups change.

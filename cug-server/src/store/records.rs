@@ -131,7 +131,7 @@ pub struct ImportMeans<'a> {
     pub pool: Ipv4Net,
     /// The deployment's unique local /48: the 40 bits after `fd`.
     pub ula: [u8; 5],
-    /// Makes a password that nobody has, see [`PasswordRecord::unusable`].
+    /// Makes a password that nobody has, see [`PasswordRecord::none`].
     pub no_password: &'a dyn Fn() -> PasswordRecord,
     /// Makes group keys.
     pub mint: Mint<'a>,

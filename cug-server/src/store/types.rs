@@ -32,9 +32,31 @@ pub struct Account {
     pub failures: u32,
     /// When the last one was.
     pub last_failure: UnixTime,
+    /// When the password was set.
+    pub password_set: UnixTime,
+    /// By an administrator: it must be changed at the next login.
+    pub must_change: bool,
+    /// From then on nobody logs in here.
+    pub expires: Option<UnixTime>,
 }
 
-/// Argon2id of a password, with its cost.
+/// What an administrator sets of a user; `None` leaves it as it is.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct UserSettings {
+    /// The password must be changed at the next login.
+    #[serde(default)]
+    pub must_change: Option<bool>,
+    /// From then on nobody logs in; `Some(None)` for never.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "given")]
+    pub expires: Option<Option<UnixTime>>,
+}
+
+/// A field that is there, and perhaps null, as against one that is missing.
+fn given<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<Option<UnixTime>>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
+}
+
+/// Argon2id of a password, with its cost. All zero for an account that has no password: see [`PasswordRecord::none`].
 #[derive(Clone)]
 pub struct PasswordRecord {
     /// Random.
@@ -50,15 +72,14 @@ pub struct PasswordRecord {
 }
 
 impl PasswordRecord {
-    /// Of a user who has no password yet. No login can pass: no password has this hash, and looking for one that does is as much work as for any
-    /// other. Checking it takes as long as checking one of the same cost (P4).
-    pub fn unusable(salt: [u8; 16], memory_kib: u32, iterations: u32, lanes: u32) -> Self {
-        Self { salt, hash: [0; 32], memory_kib, iterations, lanes }
+    /// The record that no password matches, for an account that has none (yet). Checking one costs as much as checking any other.
+    pub fn none() -> Self {
+        Self { salt: [0; 16], hash: [0; 32], memory_kib: 0, iterations: 0, lanes: 0 }
     }
 
-    /// Whether there is a password.
-    pub fn is_usable(&self) -> bool {
-        self.hash != [0; 32]
+    /// Whether this is [`PasswordRecord::none`]: no Argon2 has a cost of 0.
+    pub fn is_none(&self) -> bool {
+        self.memory_kib == 0
     }
 }
 
@@ -214,6 +235,8 @@ pub struct NewSession<'a> {
     pub wrapped_secret: &'a [u8],
     /// Granted groups with the epoch of the granted key.
     pub groups: &'a [(GroupId, Epoch)],
+    /// The password that the user chose with this login.
+    pub new_password: Option<&'a PasswordRecord>,
 }
 
 /// Where a terminal can be reached.
@@ -292,8 +315,24 @@ pub struct UserInfo {
     pub wrong_passwords: u32,
     /// When added, RFC 3339.
     pub created: String,
-    /// A password was set.
+    /// Seconds until the next try, after wrong passwords.
+    #[serde(default)]
+    pub wait_seconds: u32,
+    /// There is a password.
+    #[serde(default)]
     pub has_password: bool,
+    /// When the password was set, RFC 3339.
+    #[serde(default)]
+    pub password_set: String,
+    /// It must be changed at the next login.
+    #[serde(default)]
+    pub must_change: bool,
+    /// From then on nobody logs in here, RFC 3339.
+    #[serde(default)]
+    pub expires: Option<String>,
+    /// That time has come.
+    #[serde(default)]
+    pub expired: bool,
 }
 
 /// Whether a group's members reach only the group.

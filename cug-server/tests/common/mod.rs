@@ -6,7 +6,7 @@ use cug_proto::{
     envelope::EnvelopeKey,
     frame,
     id::GroupId,
-    login::{self, EXPORTER_LABEL, LoginKeys, Transcript},
+    login::{self, EXPORTER_LABEL, LoginKeys, OutcomeBinding, Transcript},
     message::*,
     secret::{Secret, SecretBytes},
     session::ChannelKeys,
@@ -17,6 +17,7 @@ use cug_server::{
     clock,
     config::Config,
     server::Server,
+    store::UserSettings,
 };
 use rsa::{
     Oaep, RsaPrivateKey,
@@ -40,12 +41,12 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Card keys, made once for all tests of a program.
-static KEYS: LazyLock<[RsaPrivateKey; 5]> = LazyLock::new(|| {
-    std::array::from_fn(|_| {
-        let key = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
-        RsaPrivateKey::from_pkcs8_der(key.serialized_der()).unwrap()
-    })
-});
+static KEYS: LazyLock<[RsaPrivateKey; 5]> = LazyLock::new(|| std::array::from_fn(|_| card_key()));
+
+fn card_key() -> RsaPrivateKey {
+    let key = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+    RsaPrivateKey::from_pkcs8_der(key.serialized_der()).unwrap()
+}
 
 /// A server with its own state.
 pub struct TestServer {
@@ -84,7 +85,7 @@ impl TestServer {
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).unwrap();
         let text = format!(
-            "listen = ['127.0.0.1:0']\nstate-dir = '{0}/state'\nadmin-socket = '{0}/admin.sock'\n{extra}\n[argon2]\nmemory-kib = 64\niterations = 1\n",
+            "listen = ['127.0.0.1:0']\nstate-dir = '{0}/state'\nadmin-socket = '{0}/admin.sock'\npassword.min-length = 6\npassword.blocklist = false\n{extra}\n[argon2]\nmemory-kib = 64\niterations = 1\n",
             dir.display()
         );
         std::fs::write(dir.join("server.toml"), &text).unwrap();
@@ -208,11 +209,19 @@ impl TestServer {
 
     /// A user with a card: number `key` of the card keys.
     pub async fn person(&self, user: &str, password: &str, key: usize) -> Person {
-        let card = KEYS[key].clone();
+        self.person_with(user, password, KEYS[key].clone()).await
+    }
+
+    /// A user with a card of their own: for tests that need many.
+    pub async fn person_with_new_card(&self, user: &str, password: &str) -> Person {
+        self.person_with(user, password, card_key()).await
+    }
+
+    async fn person_with(&self, user: &str, password: &str, card: RsaPrivateKey) -> Person {
         let public_key = card.to_public_key().to_public_key_der().unwrap().into_vec();
         let id: cug_proto::id::UserId = user.parse().unwrap();
         let secret = Password::new(password.as_bytes()).unwrap();
-        self.done(Request::UserAdd { user: id.clone(), password: secret }).await;
+        self.done(Request::UserAdd { user: id.clone(), password: secret, settings: UserSettings::default() }).await;
         self.done(Request::CardRegister {
             user: id.clone(),
             public_key: public_key.clone(),
@@ -350,6 +359,7 @@ pub struct Attempt {
     pub purpose: Purpose,
     pub host: String,
     pub wg_public_key: WgPublicKey,
+    pub new_password: Option<String>,
 }
 
 impl Person {
@@ -361,6 +371,7 @@ impl Person {
             purpose: Purpose::Open,
             host: "terminal-1".into(),
             wg_public_key: clock::random(),
+            new_password: None,
         }
     }
 
@@ -422,7 +433,7 @@ impl Attempt {
         connection: &Connection,
         transcript: &Transcript,
         challenge: &Secret<32>,
-    ) -> (Login, LoginKeys) {
+    ) -> (Login, LoginKeys, OutcomeBinding) {
         let credentials = Credentials {
             user: self.person.user.clone(),
             password: SecretBytes::copy_from(self.password.as_bytes()).unwrap(),
@@ -430,12 +441,14 @@ impl Attempt {
             wg_public_key: self.wg_public_key,
             host_name: self.host.parse().unwrap(),
             addresses: vec!["192.0.2.7".parse().unwrap()],
+            outcome_secret: Secret::random(&mut clock::rng()),
+            new_password: self.new_password.as_ref().map(|new| SecretBytes::copy_from(new.as_bytes()).unwrap()),
         };
         let object = trust::ServerObject::parse(&self.person.object).unwrap();
         let envelope = EnvelopeKey::seal(object.envelope_key(), &credentials, &mut clock::rng()).unwrap();
         let keys = LoginKeys::new(challenge, &connection.exporter);
         let proof = keys.proof(&transcript.with_envelope(&envelope));
-        (Login { envelope, proof }, keys)
+        (Login { envelope, proof }, keys, credentials.outcome_binding())
     }
 
     pub async fn answer(
@@ -444,14 +457,14 @@ impl Attempt {
         transcript: Transcript,
         challenge: Secret<32>,
     ) -> LoginResult {
-        let (login, keys) = self.login(&connection, &transcript, &challenge);
+        let (login, keys, binding) = self.login(&connection, &transcript, &challenge);
         let bound = transcript.with_envelope(&login.envelope);
         connection.send(&ClientMessage::Login(login)).await;
         match connection.receive().await {
             Some(ServerMessage::Rejected) => LoginResult::Rejected,
             Some(ServerMessage::Unavailable(why)) => LoginResult::Unavailable(why),
             Some(ServerMessage::Outcome(SealedOutcome { sealed })) => {
-                let outcome = keys.open_outcome(&bound, &self.wg_public_key, &sealed).unwrap();
+                let outcome = keys.open_outcome(&bound, &binding, &sealed).unwrap();
                 let mac = match &outcome {
                     Outcome::Grant(grant) => Some(login::ack_mac(grant, &bound, &sealed)),
                     _ => None,

@@ -221,7 +221,7 @@ fn a_refusal_cancels_the_offer_and_is_remembered_for_the_account_phase() {
         (TooManyAttempts(60), PamResultCode::PAM_MAXTRIES, false),
         (Disabled, PamResultCode::PAM_PERM_DENIED, true),
         (Expired, PamResultCode::PAM_ACCT_EXPIRED, true),
-        (MustChangePassword, PamResultCode::PAM_AUTHTOK_EXPIRED, true),
+        (NoGroup, PamResultCode::PAM_PERM_DENIED, true),
     ] {
         let sentence = crate::failure::denied_sentence(&reason);
         let mut host = ScriptHost::new("USER-A", vec![PASSWORD(), Line::Error(Box::leak(sentence.into_boxed_str()))]);

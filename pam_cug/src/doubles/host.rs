@@ -1,7 +1,7 @@
 //! A program with a person in front of it.
 
 use super::assert_used_up;
-use crate::host::{Host, Marker};
+use crate::host::{Host, Kept, Marker};
 use cug_proto::secret::SecretBytes;
 use pam::{constants::PamResultCode, module::PamResult};
 use std::collections::VecDeque;
@@ -21,6 +21,9 @@ pub struct ScriptHost {
     pub remote: Option<String>,
     pub service: &'static str,
     pub earlier: Option<&'static str>,
+    pub started_by_root: bool,
+    pub old: Option<&'static str>,
+    pub kept: Option<Kept>,
     pub marker: Option<Marker>,
     pub env: Vec<(String, String)>,
     pub handed_on: Option<Vec<u8>>,
@@ -35,6 +38,9 @@ impl ScriptHost {
             remote: None,
             service: "login",
             earlier: None,
+            started_by_root: false,
+            old: None,
+            kept: None,
             marker: None,
             env: vec![],
             handed_on: None,
@@ -69,6 +75,9 @@ impl Host for ScriptHost {
     fn tty(&self) -> String {
         "tty1".into()
     }
+    fn started_by_root(&self) -> bool {
+        self.started_by_root
+    }
     fn info(&mut self, line: &str) {
         let Line::Info(expected) = self.next(line) else { panic!("unexpected info: {line}") };
         assert_eq!(line, expected);
@@ -98,6 +107,16 @@ impl Host for ScriptHost {
     fn hand_password_on(&mut self, password: &SecretBytes) -> PamResult<()> {
         self.handed_on = Some(password.expose().to_vec());
         Ok(())
+    }
+    fn old_password(&self) -> Option<SecretBytes> {
+        SecretBytes::copy_from(self.old?.as_bytes())
+    }
+    fn keep(&mut self, kept: Kept) -> PamResult<()> {
+        self.kept = Some(kept);
+        Ok(())
+    }
+    fn take_kept(&mut self) -> Option<Kept> {
+        self.kept.take()
     }
     fn put_env(&mut self, name: &str, value: &str) -> PamResult<()> {
         self.env.push((name.into(), value.into()));

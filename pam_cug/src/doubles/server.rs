@@ -11,9 +11,10 @@ use cug_proto::{
     frame,
     login::{BoundTranscript, LoginKeys, Transcript, verify_ack},
     message::{
-        Challenge, ClientMessage, Credentials, DenyReason, Grant, GroupGrant, Outcome, Prefix4, Prefix6, SealedOutcome,
-        ServerMessage, Unavailable,
+        Challenge, ClientMessage, Credentials, DenyReason, Grant, GroupGrant, Outcome, Prefix4, Prefix6, Purpose,
+        SealedOutcome, ServerMessage, Unavailable,
     },
+    password::PasswordProblem,
     secret::Secret,
     trust::{CaPin, ServerObject},
 };
@@ -86,10 +87,18 @@ impl FakeSession {
         self.login.as_ref().unwrap().2.password.expose()
     }
 
+    pub fn purpose(&self) -> Purpose {
+        self.login.as_ref().unwrap().2.purpose
+    }
+
+    pub fn new_password(&self) -> Option<&[u8]> {
+        self.login.as_ref().unwrap().2.new_password.as_ref().map(|new| new.expose())
+    }
+
     pub fn outcome(&mut self, outcome: &Outcome) -> Vec<u8> {
         let (keys, transcript, credentials) = self.login.take().unwrap();
         assert!(credentials.addresses.len() <= cug_proto::message::MAX_ADDRESSES);
-        let sealed = keys.seal_outcome(&transcript, &credentials.wg_public_key, outcome).unwrap();
+        let sealed = keys.seal_outcome(&transcript, &credentials.outcome_binding(), outcome).unwrap();
         if let Outcome::Grant(grant) = outcome {
             self.granted = Some((grant.duplicate(), transcript, sealed.clone()));
         }
@@ -138,6 +147,10 @@ pub enum Act {
     Grants,
     Verifies,
     Denies(DenyReason),
+    /// Expects this new password, and takes it: with a grant if a session was asked for.
+    Changes(&'static str),
+    /// Expects this new password, and refuses it.
+    RefusesNew(&'static str, PasswordProblem),
     /// Expects a proof that is wrong.
     Rejects,
 }
@@ -200,6 +213,19 @@ impl FakeLink<'_> {
                     Act::Rejects => encode_body(&ServerMessage::Rejected),
                     Act::Verifies => self.session.outcome(&Outcome::Verified),
                     Act::Denies(reason) => self.session.outcome(&Outcome::Denied(reason)),
+                    Act::RefusesNew(new, problem) => {
+                        assert_eq!(self.session.new_password(), Some(new.as_bytes()));
+                        self.session.outcome(&Outcome::Denied(DenyReason::NewPassword(problem)))
+                    }
+                    Act::Changes(new) => {
+                        assert_eq!(self.session.password(), b"passwd1");
+                        assert_eq!(self.session.new_password(), Some(new.as_bytes()));
+                        match self.session.purpose() {
+                            Purpose::Open => self.session.grant(),
+                            Purpose::ChangePassword => self.session.outcome(&Outcome::PasswordChanged),
+                            Purpose::Verify => panic!("a new password with a check"),
+                        }
+                    }
                     _ => {
                         assert_eq!(self.session.password(), b"passwd1");
                         self.session.grant()

@@ -6,7 +6,7 @@ use crate::lan;
 use crate::server::{self, ServerHost};
 use crate::space::Space;
 use anyhow::{Context, bail};
-use cug_proto::login::{BoundTranscript, LoginKeys, Transcript, ack_mac};
+use cug_proto::login::{BoundTranscript, LoginKeys, OutcomeBinding, Transcript, ack_mac};
 use cug_proto::message::{
     Ack, Attach, ClientMessage, Credentials, Grant, Hello, Login, Outcome, Purpose, ServerMessage, WgPublicKey,
 };
@@ -104,7 +104,7 @@ impl Member {
         challenged: &Challenged,
         password: &str,
         wg: WgPublicKey,
-    ) -> anyhow::Result<(Login, BoundTranscript)> {
+    ) -> anyhow::Result<(Login, LoginBinding)> {
         let credentials = Credentials {
             user: self.user.parse()?,
             password: SecretBytes::copy_from(password.as_bytes()).context("password too long")?,
@@ -112,11 +112,13 @@ impl Member {
             wg_public_key: wg,
             host_name: "script".parse()?,
             addresses: Vec::new(),
+            outcome_secret: Secret::random(&mut authority::rng()),
+            new_password: None,
         };
         let envelope = self.server()?.envelope_key().seal(&credentials, &mut authority::rng())?;
         let bound = challenged.transcript.with_envelope(&envelope);
         let proof = challenged.keys.proof(&bound);
-        Ok((Login { envelope, proof }, bound))
+        Ok((Login { envelope, proof }, LoginBinding { transcript: bound, outcome: credentials.outcome_binding() }))
     }
 
     /// A whole login.
@@ -130,8 +132,10 @@ impl Member {
         challenged.wire.send(&ClientMessage::Login(login))?;
         let ServerMessage::Outcome(sealed) = challenged.wire.receive()? else { bail!("no outcome") };
         let Challenged { mut wire, keys, .. } = challenged;
-        let Outcome::Grant(grant) = keys.open_outcome(&bound, &wg, &sealed.sealed)? else { bail!("not granted") };
-        let mac = ack_mac(&grant, &bound, &sealed.sealed);
+        let Outcome::Grant(grant) = keys.open_outcome(&bound.transcript, &bound.outcome, &sealed.sealed)? else {
+            bail!("not granted")
+        };
+        let mac = ack_mac(&grant, &bound.transcript, &sealed.sealed);
         wire.send(&ClientMessage::Ack(Ack { mac }))?;
         let ServerMessage::Registered = wire.receive()? else { bail!("not registered") };
         Ok(Session { grant, wg })
@@ -172,6 +176,14 @@ pub struct Challenged {
     pub opened: bool,
     /// Bytes of the challenge.
     pub size: usize,
+}
+
+/// What the server's answer to a login must fit.
+pub struct LoginBinding {
+    /// What both sides have said.
+    pub transcript: BoundTranscript,
+    /// What the envelope said.
+    pub outcome: OutcomeBinding,
 }
 
 /// A granted session.

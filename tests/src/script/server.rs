@@ -153,7 +153,7 @@ impl ScriptedServer {
         let Heard { mut wire, keys, bound, credentials } = heard;
         let grant = self.grant()?;
         let outcome = Outcome::Grant(grant.duplicate());
-        let sealed = keys.seal_outcome(&bound, &credentials.wg_public_key, &outcome)?;
+        let sealed = keys.seal_outcome(&bound, &credentials.outcome_binding(), &outcome)?;
         wire.send(&ServerMessage::Outcome(SealedOutcome { sealed: sealed.clone() }))?;
         let ClientMessage::Ack(ack) = wire.receive()? else { bail!("no ack") };
         verify_ack(&grant, &bound, &sealed, &ack.mac)?;

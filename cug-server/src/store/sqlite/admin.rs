@@ -12,7 +12,7 @@ pub(super) fn set_once(t: &Transaction<'_>, name: &str, value: &str) -> Result<(
 pub(super) fn add_user(t: &Transaction<'_>, by: By<'_>, user: &UserId, password: &PasswordRecord) -> Result<()> {
     let added = t
         .prepare_cached(
-            "INSERT OR IGNORE INTO user (name, salt, hash, memory_kib, iterations, lanes, created) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT OR IGNORE INTO user (name, salt, hash, memory_kib, iterations, lanes, created, password_set) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7)",
         )?
         .execute(params![
             user.as_str(),
@@ -27,15 +27,6 @@ pub(super) fn add_user(t: &Transaction<'_>, by: By<'_>, user: &UserId, password:
         return refuse(format!("there is a user {user} already"));
     }
     Entry::new(by, "user-add").user(user.as_str()).write(t)
-}
-
-pub(super) fn set_password(t: &Transaction<'_>, by: By<'_>, user: &UserId, password: &PasswordRecord) -> Result<()> {
-    let id = user_row(t, user)?;
-    t.execute(
-        "UPDATE user SET salt = ?2, hash = ?3, memory_kib = ?4, iterations = ?5, lanes = ?6, failures = 0 WHERE id = ?1",
-        params![id, password.salt, password.hash, password.memory_kib, password.iterations, password.lanes],
-    )?;
-    Entry::new(by, "user-set-password").user(user.as_str()).write(t)
 }
 
 pub(super) fn enable_user(t: &Transaction<'_>, by: By<'_>, user: &UserId) -> Result<()> {

@@ -1,7 +1,10 @@
 //! What administrators look at.
 
 use super::{row, *};
-use crate::{clock::rfc3339, store::addresses};
+use crate::{
+    clock::{rfc3339, unix_now},
+    store::addresses,
+};
 
 pub(super) fn setting(t: &Transaction<'_>, name: &str) -> Result<Option<String>> {
     Ok(t.query_row("SELECT value FROM setting WHERE name = ?1", [name], |r| r.get(0)).optional()?)
@@ -9,13 +12,15 @@ pub(super) fn setting(t: &Transaction<'_>, name: &str) -> Result<Option<String>>
 
 const USER: &str = "SELECT u.id, u.name, u.disabled, u.failures, u.created,
         (SELECT COUNT(*) FROM card c WHERE c.user = u.id AND c.revoked IS NULL),
-        (SELECT s.source FROM session s WHERE s.user = u.id AND s.state <> 'pending'), u.hash <> zeroblob(32)
+        (SELECT s.source FROM session s WHERE s.user = u.id AND s.state <> 'pending'),
+        u.last_failure, u.memory_kib > 0, MAX(u.password_set, u.created), u.must_change, u.expires
      FROM user u";
 
 fn user_info(t: &Transaction<'_>, r: &rusqlite::Row<'_>) -> rusqlite::Result<UserInfo> {
     let mut groups = t.prepare_cached(
         "SELECT g.name FROM membership m JOIN closed_group g ON g.id = m.closed_group WHERE m.user = ?1 ORDER BY g.name",
     )?;
+    let (now, expires) = (unix_now(), r.get::<_, Option<UnixTime>>(11)?);
     Ok(UserInfo {
         user: row::parse(r, 1)?,
         disabled: r.get(2)?,
@@ -24,7 +29,12 @@ fn user_info(t: &Transaction<'_>, r: &rusqlite::Row<'_>) -> rusqlite::Result<Use
         address: row::parse_optional(r, 6)?,
         wrong_passwords: r.get(3)?,
         created: rfc3339(r.get(4)?),
-        has_password: r.get(7)?,
+        wait_seconds: crate::policy::remaining_wait(r.get(3)?, r.get(7)?, now),
+        has_password: r.get(8)?,
+        password_set: rfc3339(r.get(9)?),
+        must_change: r.get(10)?,
+        expires: expires.map(rfc3339),
+        expired: expires.is_some_and(|expires| now >= expires),
     })
 }
 

@@ -18,24 +18,7 @@ pub(super) fn card(t: &Transaction<'_>, card: &Fingerprint) -> Result<(Option<Ca
     Ok((found, sizes))
 }
 
-pub(super) fn account(t: &Transaction<'_>, user: &UserId) -> Result<Option<Account>> {
-    Ok(t.prepare_cached(
-        "SELECT salt, hash, memory_kib, iterations, lanes, disabled, failures, last_failure FROM user WHERE name = ?1",
-    )?
-    .query_row([user.as_str()], |r| {
-        let password = PasswordRecord {
-            salt: r.get(0)?,
-            hash: r.get(1)?,
-            memory_kib: r.get(2)?,
-            iterations: r.get(3)?,
-            lanes: r.get(4)?,
-        };
-        Ok(Account { password, disabled: r.get(5)?, failures: r.get(6)?, last_failure: r.get(7)? })
-    })
-    .optional()?)
-}
-
-fn entry<'a>(login: &LoginFacts<'a>, event: &'a str) -> Entry<'a> {
+pub(super) fn entry<'a>(login: &LoginFacts<'a>, event: &'a str) -> Entry<'a> {
     let by = By { actor: login.user.as_str(), now: login.now };
     Entry::new(by, event).user(login.user.as_str()).card(login.card).source(login.source)
 }
@@ -56,6 +39,9 @@ pub(super) fn verified(t: &Transaction<'_>, facts: &LoginFacts<'_>) -> Result<()
 pub(super) fn create_session(t: &Transaction<'_>, new: &NewSession<'_>) -> Result<()> {
     let user = user_row(t, new.login.user)?;
     forget_failures(t, new.login.user)?;
+    if let Some(password) = new.new_password {
+        account::change_password(t, &new.login, password)?;
+    }
     t.prepare_cached(
         "INSERT INTO session (id, user, card, state, wrapped_secret, wg_public_key, source, host_name, addresses, created, seen)
          VALUES (?1, ?2, ?3, 'pending', ?4, ?5, ?6, ?7, ?8, ?9, ?9)",

@@ -1,5 +1,6 @@
 //! The store in one SQLite file: WAL, `synchronous=FULL`, one writer, a few readers.
 
+mod account;
 mod admin;
 mod audit;
 mod chain;
@@ -173,7 +174,7 @@ macro_rules! delegate {
 delegate! {
     read setting(name: &str) -> Option<String> = info::setting;
     read card(card: &Fingerprint) -> (Option<Card>, [bool; 3]) = login::card;
-    read account(user: &UserId) -> Option<Account> = login::account;
+    read account(user: &UserId) -> Option<Account> = account::account;
     read group_keys(user: &UserId) -> Vec<GroupKey> = view::group_keys;
     read session(session: &SessionId) -> SessionState = session::session;
     read live_sessions() -> Vec<SessionId> = session::live_sessions;
@@ -195,7 +196,12 @@ delegate! {
     write prune(now: UnixTime, processed: u64) -> () = session::prune;
     write set_once(name: &str, value: &str) -> () = admin::set_once;
     write add_user(by: By<'_>, user: &UserId, password: &PasswordRecord) -> () = admin::add_user;
-    write set_password(by: By<'_>, user: &UserId, password: &PasswordRecord) -> () = admin::set_password;
+    write set_password(by: By<'_>, user: &UserId, password: &PasswordRecord, settings: &UserSettings) -> () = account::set_password;
+    write add_user_with(by: By<'_>, user: &UserId, password: &PasswordRecord, settings: &UserSettings) -> () = account::add_user_with;
+    write set_user(by: By<'_>, user: &UserId, settings: &UserSettings) -> () = account::set_user;
+    write unlock_user(by: By<'_>, user: &UserId) -> () = account::unlock_user;
+    write change_password(facts: &LoginFacts<'_>, password: &PasswordRecord) -> () = account::change_password;
+    write upgrade_password(by: By<'_>, user: &UserId, old: &PasswordRecord, new: &PasswordRecord) -> bool = account::upgrade_password;
     write enable_user(by: By<'_>, user: &UserId) -> () = admin::enable_user;
     write disable_user(by: By<'_>, user: &UserId, mint: Mint<'_>) -> () = admin::disable_user;
     write add_group(by: By<'_>, group: &NewGroup<'_>, mint: Mint<'_>) -> GroupInfo = admin::add_group;

@@ -75,6 +75,7 @@ impl Fixture {
                 addresses: &["192.0.2.1".parse().unwrap(), source()],
                 wrapped_secret: &[9],
                 groups: &groups,
+                new_password: None,
             })
             .unwrap();
     }
@@ -120,7 +121,7 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     let s = &f.store;
     let password = s.account(&user("A")).unwrap().unwrap().password;
     refused(s.add_user(BY, &user("A"), &password));
-    refused(s.set_password(BY, &user("nobody"), &password));
+    refused(s.set_password(BY, &user("nobody"), &password, &UserSettings::default()));
     refused(s.enable_user(BY, &user("A")));
     refused(s.add_group(BY, &new_group(&group("VPN1"), None), &mint));
     refused(s.add_group(BY, &new_group(&group("tiny"), Some("10.0.0.0/31".parse().unwrap())), &mint));

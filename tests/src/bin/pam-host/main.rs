@@ -19,6 +19,10 @@ fn main() -> ExitCode {
         eprintln!("pam-host: the first line of input is not a script");
         return ExitCode::from(2);
     };
+    if talk.passwd && !become_passwd(talk.user.as_deref()) {
+        eprintln!("pam-host: there is no such user here");
+        return ExitCode::from(2);
+    }
     let stack = match pam::Stack::start(&mut talk) {
         Ok(stack) => stack,
         Err(code) => {
@@ -29,8 +33,20 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(!run(stack, &mut talk)))
 }
 
+/// As passwd(1), which is set-user-ID root: started by the user, with root's rights.
+fn become_passwd(user: Option<&str>) -> bool {
+    let user = user.and_then(|name| nix::unistd::User::from_name(name).ok().flatten());
+    user.is_some_and(|user| nix::unistd::setresuid(user.uid, 0.into(), 0.into()).is_ok())
+}
+
 /// Whether every step succeeded.
 fn run(mut stack: pam::Stack<'_>, talk: &mut talk::Talk) -> bool {
+    if talk.passwd {
+        let changed = stack.step(pam::Step::ChangePassword, talk);
+        stack.end();
+        talk.end();
+        return changed;
+    }
     let mut all_well = true;
     for step in pam::Step::LOGIN {
         if !stack.step(step, talk) {

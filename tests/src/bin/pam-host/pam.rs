@@ -9,6 +9,8 @@ const CONV_ERR: c_int = 19;
 const BUF_ERR: c_int = 5;
 const ITEM_TTY: c_int = 3;
 const ITEM_RHOST: c_int = 4;
+const NEW_AUTHTOK_REQD: c_int = 12;
+const CHANGE_EXPIRED_AUTHTOK: c_int = 0x20;
 const ESTABLISH_CRED: c_int = 2;
 const DELETE_CRED: c_int = 4;
 
@@ -48,6 +50,7 @@ unsafe extern "C" {
     fn pam_end(handle: *mut Handle, status: c_int) -> c_int;
     fn pam_set_item(handle: *mut Handle, item: c_int, value: *const c_void) -> c_int;
     fn pam_authenticate(handle: *mut Handle, flags: c_int) -> c_int;
+    fn pam_chauthtok(handle: *mut Handle, flags: c_int) -> c_int;
     fn pam_acct_mgmt(handle: *mut Handle, flags: c_int) -> c_int;
     fn pam_setcred(handle: *mut Handle, flags: c_int) -> c_int;
     fn pam_open_session(handle: *mut Handle, flags: c_int) -> c_int;
@@ -60,6 +63,8 @@ unsafe extern "C" {
 pub enum Step {
     Authenticate,
     Account,
+    ChangeExpired,
+    ChangePassword,
     Credentials,
     OpenSession,
     CloseSession,
@@ -77,6 +82,7 @@ impl Step {
         match self {
             Self::Authenticate => "authenticate",
             Self::Account => "acct_mgmt",
+            Self::ChangeExpired | Self::ChangePassword => "chauthtok",
             Self::Credentials => "setcred",
             Self::OpenSession => "open_session",
             Self::CloseSession => "close_session",
@@ -128,6 +134,8 @@ impl<'t> Stack<'t> {
             match step {
                 Step::Authenticate => pam_authenticate(self.handle, 0),
                 Step::Account => pam_acct_mgmt(self.handle, 0),
+                Step::ChangeExpired => pam_chauthtok(self.handle, CHANGE_EXPIRED_AUTHTOK),
+                Step::ChangePassword => pam_chauthtok(self.handle, 0),
                 Step::Credentials => pam_setcred(self.handle, ESTABLISH_CRED),
                 Step::OpenSession => pam_open_session(self.handle, 0),
                 Step::CloseSession => pam_close_session(self.handle, 0),
@@ -137,6 +145,10 @@ impl<'t> Stack<'t> {
         // SAFETY: a live handle; the answer is a constant string of libpam.
         let why = unsafe { CStr::from_ptr(pam_strerror(self.handle, self.status)) };
         talk.result(step.name(), self.status, &why.to_string_lossy());
+        if step == Step::Account && self.status == NEW_AUTHTOK_REQD {
+            // As login(1), su and sudo do: the password is changed, and the login goes on.
+            return self.step(Step::ChangeExpired, talk);
+        }
         self.status == SUCCESS
     }
 

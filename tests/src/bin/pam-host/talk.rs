@@ -17,6 +17,8 @@ struct Script<'a> {
     #[serde(borrow, default)]
     answers: Vec<(&'a str, &'a str)>,
     last: Option<&'a str>,
+    #[serde(default)]
+    passwd: bool,
 }
 
 #[derive(Deserialize)]
@@ -61,6 +63,8 @@ pub struct Talk {
     pub user: Option<String>,
     pub tty: Option<String>,
     pub rhost: Option<String>,
+    /// Change the password, and nothing else.
+    pub passwd: bool,
 }
 
 impl Talk {
@@ -75,6 +79,7 @@ impl Talk {
             user: None,
             tty: None,
             rhost: None,
+            passwd: false,
         };
         let line = talk.line()?;
         // Strings are borrowed from the line, so that nothing secret lies about in buffers of the parser.
@@ -82,6 +87,7 @@ impl Talk {
         let owned = |text: &str| text.to_owned();
         talk.last = script.last.map_or_else(|| owned("open_session"), owned);
         talk.service = owned(script.service);
+        talk.passwd = script.passwd;
         (talk.user, talk.tty, talk.rhost) = (script.user.map(owned), script.tty.map(owned), script.rhost.map(owned));
         talk.answers = script
             .answers

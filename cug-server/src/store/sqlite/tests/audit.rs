@@ -227,7 +227,7 @@ fn every_write_of_the_store_has_its_row() {
     f.up(3, "B", 2);
     watch.write("end_user_session", "session-end", |s| s.end_user_session(BY, &b, &EndReason::Administrator));
     watch.write("add_user", "user-add", |s| s.add_user(BY, &c, &password));
-    watch.write("set_password", "user-set-password", |s| s.set_password(BY, &c, &password));
+    watch.write("set_password", "user-set-password", |s| s.set_password(BY, &c, &password, &UserSettings::default()));
     watch.write("add_group", "group-add", |s| s.add_group(BY, &new_group(&group("VPN9"), None), &mint));
     watch.write("join", "group-join", |s| s.join(BY, &vpn, &c));
     watch.write("add_card", "card-register", |s| s.add_card(BY, &new_card));
@@ -249,6 +249,6 @@ fn every_write_of_the_store_has_its_row() {
 }
 
 pub(super) fn means() -> ImportMeans<'static> {
-    let no_password = &|| PasswordRecord::unusable([7; 16], 64, 1, 1);
+    let no_password = &PasswordRecord::none;
     ImportMeans { pool: "100.96.0.0/12".parse().unwrap(), ula: [1; 5], no_password, mint: &mint }
 }

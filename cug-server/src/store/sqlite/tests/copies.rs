@@ -36,7 +36,7 @@ fn an_import_is_all_or_nothing() {
     let names: Vec<_> = infos.iter().map(|u| (u.user.as_str(), u.has_password, u.groups.len())).collect();
     let expected = [("A", true, 2), ("B", true, 1), ("C", false, 1), ("D", false, 2), ("E", false, 0)];
     assert_eq!(names, expected);
-    assert!(!f.store.account(&user("C")).unwrap().unwrap().password.is_usable());
+    assert!(f.store.account(&user("C")).unwrap().unwrap().password.is_none());
 }
 
 #[test]
