@@ -34,6 +34,8 @@ pub struct Config {
     pub max_unauthenticated: usize,
     /// The same for one source address.
     pub max_unauthenticated_per_source: usize,
+    /// Every enrolment by code waits for an administrator, whatever its invitation says.
+    pub enrol_approval: bool,
 }
 
 /// Cost of Argon2id (RFC 9106).
@@ -91,6 +93,7 @@ struct Raw {
     argon2: RawArgon2,
     max_unauthenticated: usize,
     max_unauthenticated_per_source: usize,
+    enrol_approval: bool,
 }
 
 #[derive(Deserialize)]
@@ -114,6 +117,7 @@ impl Default for Raw {
             argon2: RawArgon2::default(),
             max_unauthenticated: 1024,
             max_unauthenticated_per_source: 128,
+            enrol_approval: false,
         }
     }
 }
@@ -192,6 +196,7 @@ impl Config {
             argon2,
             max_unauthenticated: raw.max_unauthenticated,
             max_unauthenticated_per_source: raw.max_unauthenticated_per_source,
+            enrol_approval: raw.enrol_approval,
         })
     }
 }

@@ -9,6 +9,7 @@
 //! * [`local`]: what the PAM module and `cugctl` say to `cugd` over its socket.
 //! * [`secret`]: byte strings that wipe themselves and cannot be printed.
 //! * [`id`]: validated names.
+//! * [`enrol`]: how a user with a one-time code registers password and card; with its own table of messages.
 //!
 //! # One login, in order
 //! | # | from | message | what may follow |
@@ -34,6 +35,7 @@
 //! Anything else in a given state ends the connection.
 #![forbid(unsafe_code)]
 
+pub mod enrol;
 pub mod envelope;
 pub mod frame;
 pub mod id;

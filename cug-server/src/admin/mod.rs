@@ -3,11 +3,13 @@
 //! [`AdminService`] carries requests out. It does so in the running server, asked over a socket that only root (and the server's own user) may
 //! use, or in the administrator's own process when no server runs. [`ask`] finds out which.
 
+mod enrol;
 mod password;
 mod service;
 mod socket;
 mod state;
 
+pub use enrol::{Code, EnrolRequest, Invited, LONGEST as LONGEST_INVITATION};
 pub use password::Password;
 pub use service::{AdminService, card_fingerprint, unhex_bytes};
 pub use socket::{listen, serve};
@@ -16,7 +18,7 @@ pub use state::{StateLock, database, initialise};
 use crate::{
     config::Config,
     keys::Keys,
-    store::{CardInfo, GroupInfo, MemberInfo, SessionInfo, Sqlite, UserInfo},
+    store::{CardInfo, GroupInfo, InvitationInfo, MemberInfo, SessionInfo, Sqlite, UserInfo},
 };
 use anyhow::Result;
 use cug_proto::id::{GroupName, UserId};
@@ -95,6 +97,8 @@ pub enum Request {
     SessionList,
     /// End a user's session.
     SessionEnd(UserId),
+    /// About enrolment.
+    Enrol(EnrolRequest),
 }
 
 /// What comes back.
@@ -121,6 +125,10 @@ pub enum Reply {
     Sessions(Vec<SessionInfo>),
     /// A certificate.
     Der(Vec<u8>),
+    /// A one-time code.
+    Invited(Invited),
+    /// Invitations.
+    Invitations(Vec<InvitationInfo>),
 }
 
 /// Has a request carried out: by the running server, or here when none runs. Blocks.

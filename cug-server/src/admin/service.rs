@@ -28,7 +28,7 @@ use x509_cert::der::{Decode, Encode};
 
 /// Carries requests out on a store; tells the hub if there is one.
 pub struct AdminService {
-    store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn Store>,
     keys: Arc<Keys>,
     config: Arc<Config>,
     hub: Option<HubHandle>,
@@ -105,6 +105,7 @@ impl AdminService {
                 store.end_user_session(by, user, &EndReason::Administrator)?;
                 done(format!("session of user {user} ended"))
             }
+            Request::Enrol(request) => self.enrolment(request, by)?,
         })
     }
 
@@ -153,7 +154,7 @@ impl AdminService {
     }
 
     /// A new group key, wrapped at once.
-    fn mint(&self, group: GroupId, epoch: Epoch) -> Result<Vec<u8>> {
+    pub(super) fn mint(&self, group: GroupId, epoch: Epoch) -> Result<Vec<u8>> {
         let key = Secret::random(&mut clock::rng());
         let wrapped = self.keys.storage().wrap_group_key(group, epoch, &key, &mut clock::rng());
         wrapped.map_err(|e| StoreError::Fault(e.into()))
@@ -169,7 +170,7 @@ fn done(sentence: String) -> Reply {
     Reply::Done(sentence)
 }
 
-fn refuse<T>(sentence: &str) -> Result<T> {
+pub(super) fn refuse<T>(sentence: &str) -> Result<T> {
     Err(StoreError::Refused(sentence.into()))
 }
 

@@ -49,7 +49,8 @@ pub(super) struct Member {
     user: UserId,
 }
 
-fn group_name(text: &str) -> Result<GroupName, &'static str> {
+/// A group's name from the command line.
+pub(super) fn group_name(text: &str) -> Result<GroupName, &'static str> {
     text.parse().map_err(|_| "a group name has 1 to 32 of A-Z a-z 0-9 _ - and does not begin with -")
 }
 

@@ -2,6 +2,7 @@
 
 mod card;
 mod group;
+mod invite;
 mod output;
 mod prompt;
 mod serve;

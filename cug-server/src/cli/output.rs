@@ -1,5 +1,6 @@
 //! What the administrator sees: tables for people, JSON for programs.
 
+use super::invite;
 use crate::{
     admin::Reply,
     store::{CardInfo, GroupInfo, MemberInfo, SessionInfo, UserInfo},
@@ -67,6 +68,8 @@ impl Output {
             }),
             Reply::Sessions(sessions) => self.show(sessions, || sessions_table(sessions)),
             Reply::Der(der) => self.show(der, || format!("{} bytes\n", der.len())),
+            Reply::Invited(invited) => self.show(invited, || invite::invited_text(invited)),
+            Reply::Invitations(all) => self.show(all, || table(invite::HEAD, all.iter().map(invite::row))),
         }
     }
 

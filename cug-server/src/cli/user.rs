@@ -1,6 +1,6 @@
 //! `user ...`
 
-use super::{output::Output, prompt};
+use super::{invite, output::Output, prompt};
 use crate::{admin::Request, config::Config};
 use anyhow::Result;
 use cug_proto::id::UserId;
@@ -20,6 +20,14 @@ pub(super) enum Command {
     Enable(User),
     /// Change a user's password; it is asked for
     SetPassword(WithPassword),
+    /// Make a one-time code with which the user sets the password and enrols a card at any terminal (cugctl enrol)
+    Invite(invite::Invite),
+    /// List invitations, and what waits for an approval
+    Invitations,
+    /// Take an invitation, or what waits for an approval, back
+    Uninvite(User),
+    /// Put into force what a user has enrolled
+    Approve(invite::Approve),
 }
 
 #[derive(clap::Args)]
@@ -58,6 +66,10 @@ impl Command {
             Self::Show(user) => Request::UserShow(user.user),
             Self::Disable(user) => Request::UserDisable(user.user),
             Self::Enable(user) => Request::UserEnable(user.user),
+            Self::Invite(invite) => return invite.run(config, output),
+            Self::Invitations => return invite::list(config, output),
+            Self::Uninvite(user) => return invite::uninvite(config, output, user.user),
+            Self::Approve(approve) => return approve.run(config, output),
         };
         super::ask(config, output, &request)
     }

@@ -1,6 +1,7 @@
 //! Decisions, pure: what the store knows and what time it is come in, a verdict goes out.
 
 pub mod overlay;
+pub mod password;
 
 use crate::{clock::UnixTime, store::Account};
 use cug_proto::message::DenyReason;

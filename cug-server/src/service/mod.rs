@@ -1,11 +1,14 @@
 //! The use-cases: a login, a session, and what administrators ask for goes through [`crate::admin`].
 
+mod enrol;
 mod limits;
 mod locks;
 mod login;
 mod password;
 mod session;
+mod tries;
 
+pub use enrol::{Claimed, Enrolling, NewKey};
 pub use limits::{Admission, Admitted};
 pub use login::{Answer, Challenged, Granted};
 pub use password::PasswordPool;
@@ -29,6 +32,7 @@ pub struct Service {
     passwords: PasswordPool,
     users: locks::UserLocks,
     rejections: limits::Rejections,
+    tries: tries::Tries,
 }
 
 impl Service {
@@ -36,7 +40,7 @@ impl Service {
     pub fn new(store: Arc<dyn Store>, keys: Arc<Keys>, config: Arc<Config>, hub: HubHandle) -> Self {
         let passwords = PasswordPool::new(config.argon2);
         let (users, rejections) = (locks::UserLocks::default(), limits::Rejections::new(clock::monotonic()));
-        Self { store, keys, config, hub, passwords, users, rejections }
+        Self { store, keys, config, hub, passwords, users, rejections, tries: tries::Tries::default() }
     }
 
     /// The hub that tells terminals what changed.

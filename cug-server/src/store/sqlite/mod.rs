@@ -2,6 +2,7 @@
 
 mod admin;
 mod audit;
+mod enrol;
 mod info;
 mod login;
 mod row;
@@ -183,6 +184,13 @@ delegate! {
     read prefixes4() -> Vec<Ipv4Net> = info::prefixes4;
     read cards(user: Option<&UserId>) -> Vec<CardInfo> = info::cards;
     read sessions() -> Vec<SessionInfo> = info::sessions;
+    read invitation(user: &UserId, now: UnixTime) -> Option<Invitation> = enrol::invitation;
+    write enrol_refused(user: &UserId, source: IpAddr, reason: &str, now: UnixTime) -> () = enrol::enrol_refused;
+    write enrol(enrolment: &NewEnrolment<'_>, mint: Mint<'_>) -> Enrolled = enrol::enrol;
+    write invite(by: By<'_>, invitation: &NewInvitation<'_>) -> () = enrol::invite;
+    write uninvite(by: By<'_>, user: &UserId) -> () = enrol::uninvite;
+    write approve(by: By<'_>, user: &UserId, card: Option<&str>, mint: Mint<'_>) -> Option<String> = enrol::approve;
+    read invitations(now: UnixTime) -> Vec<InvitationInfo> = enrol::invitations;
 }
 
 #[cfg(test)]

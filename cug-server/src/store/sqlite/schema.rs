@@ -4,7 +4,7 @@ use super::{Result, refuse};
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Each leads from one version (its position) to the next. A released one is never changed.
-const MIGRATIONS: &[&str] = &[include_str!("schema-1.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema-1.sql"), include_str!("enrolment.sql")];
 
 /// Brings the database to the newest version: all steps in one transaction, or nothing.
 pub(super) fn migrate(connection: &mut Connection) -> Result<()> {
