@@ -1,5 +1,6 @@
 //! End-to-end tests: real hosts, real libpam, real pcscd, virtual cards, real packets. See the crate's documentation.
 //!
+//! * `enrol`: a user sets the password and enrols a card with a one-time code.
 //! * `harness`: what the other tests rely on.
 //! * `path`: a member logs in, talks, leaves; with every kind of card.
 //! * `sessions`: several groups, a second login, displacement, crashes and restarts.
@@ -10,6 +11,7 @@
 //! * `secrets`: what is in memory, and what a tampered list of members is good for.
 //! * `tools`: programs that were not written here.
 
+mod enrol;
 mod frames;
 mod harness;
 mod path;

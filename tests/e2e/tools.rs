@@ -74,7 +74,7 @@ fn su_from_another_user() {
 }
 
 /// A program on a pseudo terminal.
-struct Console {
+pub(crate) struct Console {
     child: std::process::Child,
     keys: std::process::ChildStdin,
     screen: Arc<Mutex<Vec<u8>>>,
@@ -86,7 +86,7 @@ impl Console {
         Self::start_as(space, "root", program)
     }
 
-    fn start_as(space: &cug_tests::space::Space, user: &str, program: &[&str]) -> anyhow::Result<Self> {
+    pub(crate) fn start_as(space: &cug_tests::space::Space, user: &str, program: &[&str]) -> anyhow::Result<Self> {
         let mut command = space.command_as(user, cug_tests::paths::built("rig")?)?;
         command.arg("pty").args(program).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn()?;
@@ -103,7 +103,7 @@ impl Console {
     }
 
     /// Waits for `text` after what was seen before.
-    fn wait(&mut self, text: &str) -> anyhow::Result<()> {
+    pub(crate) fn wait(&mut self, text: &str) -> anyhow::Result<()> {
         let at = wait::until(&format!("`{text}` on the screen"), Duration::from_secs(30), || {
             let screen = self.screen.lock().unwrap();
             screen[self.seen..].windows(text.len()).position(|window| window == text.as_bytes())
@@ -113,11 +113,15 @@ impl Console {
         Ok(())
     }
 
+    pub(crate) fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned()
+    }
+
     fn say(&mut self, text: &str) -> anyhow::Result<()> {
         Ok(self.keys.write_all(format!("{text}\r").as_bytes())?)
     }
 
-    fn answer(&mut self, prompt: &str, text: &str) -> anyhow::Result<()> {
+    pub(crate) fn answer(&mut self, prompt: &str, text: &str) -> anyhow::Result<()> {
         self.wait(prompt)?;
         self.say(text)
     }
