@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use cug_cards::OwnOptions;
 use cug_tests::card::{InReader, Kind, PASSPHRASE, PIN, PivCard};
 use cug_tests::login::Script;
+use cug_tests::office::Office;
 use cug_tests::probe::Echo;
 use cug_tests::process::{self, Finished};
 use cug_tests::space::scenario;
@@ -15,7 +16,7 @@ use cug_tests::{paths, wait};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const PASSWORD: &str = "my very own";
@@ -315,5 +316,62 @@ fn a_lost_card_is_replaced_and_a_password_is_forgotten() {
         let _old = world.terminal(1).insert(old)?;
         refused(&world, 1, &script("USER-A", PIN), "revoked")?;
         Ok(())
+    });
+}
+
+/// Key and certificate were made with Yubico's tool; the key stays, and the card learns whom to trust.
+#[test]
+fn a_card_from_a_third_party() {
+    scenario("enrol-third-party", |logs| {
+        let world = World::new(logs, 2)?;
+        let in_reader = world.terminal(1).insert(PivCard::blank(Kind::Own, logs)?)?;
+        let host = world.terminal(1).space();
+        let tool = |arguments: &str| {
+            let arguments: Vec<&str> = ["-r", "Cug"].into_iter().chain(arguments.split(' ')).collect();
+            host.run("yubico-piv-tool", &arguments)?.ok()
+        };
+        tool("-a generate -s 9d -A RSA2048 -o /run/key.pem")?;
+        tool(
+            "-a verify-pin -P 123456 -a selfsign-certificate -s 9d -S /CN=third-party/ -i /run/key.pem -o /run/card.pem",
+        )?;
+        tool("-a import-certificate -s 9d -i /run/card.pem")?;
+        let before = tool("-a read-certificate -s 9d")?;
+        let code = invite(&world, "USER-E", &[])?;
+        let answers = [code.as_str(), PIN, NEW_PIN, NEW_PIN, PASSWORD, PASSWORD];
+        enrol(&world, 1, "USER-E", &["--keep-key"], &answers)?.ok()?;
+        ensure!(tool("-a read-certificate -s 9d")? == before, "the third party's certificate was replaced");
+        let cards = world.server.json(&["card", "list", "USER-E"])?;
+        ensure!(cards[0]["kind"] == "registered", "{cards}");
+        logs_in_and_reaches(&world, "USER-E", &script("USER-E", NEW_PIN))?;
+        drop(in_reader);
+        Ok(())
+    });
+}
+
+#[test]
+fn issuing_waits_for_the_card_and_can_set_a_management_key() {
+    scenario("enrol-issue", |logs| {
+        let world = World::new(logs, 0)?;
+        let office = Office::open(&world.server)?;
+        let reader = office.reader_name();
+        let issue = |options: &[&str]| {
+            let mut args = vec!["card", "issue", "USER-A", "--reader", &reader, "--pin-stdin"];
+            args.extend(options);
+            world.server.run_with(&args, &format!("{PIN}\n"))
+        };
+        let started = Instant::now();
+        fails(issue(&[])?, "no card was found")?;
+        ensure!(started.elapsed() > Duration::from_secs(2), "it did not wait for the card");
+        world.server.space().write("/run/management", "00112233445566778899AABBCCDDEEFF0011223344556677\n", 0o600)?;
+        std::thread::scope(|scope| -> anyhow::Result<InReader> {
+            let issued = scope.spawn(|| issue(&["--new-management-key-file", "/run/management"]));
+            let card = InReader::insert(&office.reader(), PivCard::blank(Kind::Own, logs)?)?;
+            issued.join().map_err(|_| anyhow::anyhow!("panicked"))??.ok()?;
+            // The factory's key opens it no more, the new one does.
+            fails(issue(&[])?, "management key")?;
+            issue(&["--management-key-file", "/run/management"])?.ok()?;
+            Ok(card)
+        })
+        .map(drop)
     });
 }

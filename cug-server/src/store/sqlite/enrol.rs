@@ -279,3 +279,131 @@ pub(super) fn invitations(t: &Transaction<'_>, now: UnixTime) -> Result<Vec<Invi
     })?;
     Ok(infos.collect::<rusqlite::Result<_>>()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Sqlite;
+    use rusqlite::Connection;
+    use std::path::PathBuf;
+
+    const NOW: UnixTime = 1_800_000_000;
+    const BY: By<'static> = By { actor: "root", now: NOW };
+
+    struct Fixture {
+        store: Sqlite,
+        path: PathBuf,
+    }
+
+    impl Drop for Fixture {
+        fn drop(&mut self) {
+            for end in ["", "-wal", "-shm"] {
+                let _ = std::fs::remove_file(format!("{}{end}", self.path.display()));
+            }
+        }
+    }
+
+    fn path(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("cug-enrol-{name}-{}.db", std::process::id()))
+    }
+
+    /// A and B in the group SMALL, which has no room for a third; C is invited to it.
+    fn fixture(name: &str) -> Fixture {
+        let path = path(name);
+        let store = Sqlite::open(&path).unwrap();
+        let fixture = Fixture { store, path };
+        let store = &fixture.store;
+        let group: GroupName = "SMALL".parse().unwrap();
+        let (prefix4, pool) = (Some("10.1.0.0/30".parse().unwrap()), "10.0.0.0/8".parse().unwrap());
+        let new = NewGroup { name: &group, prefix4, prefix6: None, pool, ula: [1; 5] };
+        store.add_group(BY, &new, &mint).unwrap();
+        for name in ["A", "B"] {
+            store.add_user(BY, &user(name), &password()).unwrap();
+            store.join(BY, &group, &user(name)).unwrap();
+        }
+        invite(store, "C", &[group]);
+        fixture
+    }
+
+    fn mint(_: GroupId, _: Epoch) -> Result<Vec<u8>> {
+        Ok(vec![1])
+    }
+
+    fn user(name: &str) -> UserId {
+        name.parse().unwrap()
+    }
+
+    fn password() -> PasswordRecord {
+        PasswordRecord { salt: [1; 16], hash: [2; 32], memory_kib: 64, iterations: 1, lanes: 1 }
+    }
+
+    fn invite(store: &Sqlite, name: &str, groups: &[GroupName]) {
+        let (user, expires) = (user(name), NOW + 10);
+        let new = NewInvitation { user: &user, verifier: &[7; 32], groups, approve: false, replace: false, expires };
+        store.invite(BY, &new).unwrap();
+    }
+
+    fn enrol(store: &Sqlite, name: &str, now: UnixTime) -> Result<Enrolled> {
+        let (user, password) = (user(name), password());
+        let card = NewCard { fingerprint: [3; 32], user: &user, public_key: &[0], bits: 2048, kind: "piv" };
+        let host_name = "terminal-1".parse().unwrap();
+        let source = "10.0.0.1".parse().unwrap();
+        let new = NewEnrolment {
+            user: &user,
+            verifier: &[7; 32],
+            password: &password,
+            card: Some(card),
+            approve: false,
+            source,
+            host_name: &host_name,
+            now,
+        };
+        store.enrol(&new, &mint)
+    }
+
+    #[test]
+    fn what_cannot_be_done_whole_is_not_done_at_all() {
+        let fixture = fixture("whole");
+        let store = &fixture.store;
+        assert!(matches!(enrol(store, "C", NOW), Err(StoreError::Refused(why)) if why.contains("full")));
+        assert!(store.account(&user("C")).unwrap().is_none(), "the user is there");
+        assert!(store.card(&[3; 32]).unwrap().0.is_none(), "the card is there");
+        assert!(store.invitation(&user("C"), NOW).unwrap().is_some(), "the code is used up");
+        // In a group with room it works, until the very second at which the code expires.
+        invite(store, "C", &[]);
+        assert!(store.invitation(&user("C"), NOW + 10).unwrap().is_none());
+        assert_eq!(enrol(store, "C", NOW + 10).unwrap(), Enrolled::Withdrawn);
+        assert_eq!(enrol(store, "C", NOW + 9).unwrap(), Enrolled::Active);
+        assert_eq!(enrol(store, "C", NOW + 9).unwrap(), Enrolled::Withdrawn);
+    }
+
+    #[test]
+    fn a_deleted_user_does_not_come_back_by_an_old_code() {
+        let fixture = fixture("deleted");
+        let store = &fixture.store;
+        store.add_user(BY, &user("D"), &password()).unwrap();
+        invite(store, "D", &["SMALL".parse().unwrap()]);
+        lock(&store.writer).execute("DELETE FROM user WHERE name = 'D'", []).unwrap();
+        assert!(store.invitation(&user("D"), NOW).unwrap().is_none());
+        assert!(store.invitation(&user("C"), NOW).unwrap().is_some(), "somebody else's");
+    }
+
+    #[test]
+    fn a_database_of_the_first_version_gets_the_tables() {
+        let path = path("upgrade");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(include_str!("schema-1.sql")).unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        old.execute(
+            "INSERT INTO user (name, salt, hash, memory_kib, iterations, lanes, created) VALUES ('A', x'01', x'02', 64, 1, 1, 5)",
+            [],
+        )
+        .unwrap();
+        drop(old);
+        let store = Sqlite::open(&path).unwrap();
+        let fixture = Fixture { store, path };
+        invite(&fixture.store, "A", &[]);
+        assert_eq!(fixture.store.invitations(NOW).unwrap().len(), 1);
+        assert_eq!(fixture.store.users().unwrap().len(), 1);
+    }
+}
