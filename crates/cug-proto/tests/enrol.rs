@@ -10,7 +10,7 @@
 use cug_proto::{
     ProtocolError::{self, NotAuthentic},
     enrol::*,
-    frame,
+    frame, kdf,
     message::{ClientMessage, ServerMessage},
     secret::{Secret, SecretBytes},
     trust::{self, signed_server_object},
@@ -63,8 +63,12 @@ fn a_claim_is_good_for_one_code_one_user_one_connection() {
         assert_eq!(elsewhere.open_claim(&kept, &claim).err(), Some(NotAuthentic));
     }
     // Who has read the database has the verifier, and can seal; but not the token.
-    let forged = exchange().seal_claim(&kept).unwrap();
-    assert_eq!(exchange().open_claim(&kept, &forged).err(), Some(NotAuthentic));
+    let transcript = kdf::hash_parts(&[b"cug/1 enrol", b"hello", b"offer"]);
+    let key = kdf::derive(&[1; 32], kept.expose(), &[b"cug/1 enrol claim"]);
+    let sealed =
+        |token: &Secret<32>| EnrolClaim { sealed: kdf::seal(&key, &[0; 12], &transcript, token.expose()).unwrap() };
+    assert!(exchange().open_claim(&kept, &sealed(&token)).is_ok(), "this is how claims are made");
+    assert_eq!(exchange().open_claim(&kept, &sealed(&kept)).err(), Some(NotAuthentic));
 }
 
 #[test]
