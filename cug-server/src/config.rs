@@ -51,6 +51,8 @@ pub struct Config {
     pub password_life: Option<i64>,
     /// How many passwords may be hashed at a time, and may wait for it.
     pub password_pool: PoolSize,
+    /// Every enrolment by code waits for an administrator, whatever its invitation says.
+    pub enrol_approval: bool,
 }
 
 /// Where metrics and health are told.
@@ -143,6 +145,7 @@ struct Raw {
     max_unauthenticated: usize,
     max_unauthenticated_per_source: usize,
     storage_key: Option<PathBuf>,
+    enrol_approval: bool,
     connections_per_second_per_source: u32,
     connection_burst_per_source: u32,
     password: RawPassword,
@@ -209,6 +212,7 @@ impl Default for Raw {
             connections_per_second_per_source: 100,
             connection_burst_per_source: 1000,
             password: RawPassword::default(),
+            enrol_approval: false,
         }
     }
 }
@@ -343,6 +347,7 @@ impl Config {
             password_rules: PasswordRules { min_length: raw.password.min_length, blocklist: raw.password.blocklist },
             password_life: (raw.password.expire_days > 0).then(|| i64::from(raw.password.expire_days) * 86_400),
             password_pool: raw.password.pool(),
+            enrol_approval: raw.enrol_approval,
         })
     }
 }

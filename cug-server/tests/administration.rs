@@ -61,7 +61,9 @@ async fn a_deleted_user_is_gone_everywhere_but_in_the_audit() {
 
     // The ID may be given again; neither card nor overlay address comes with it.
     let password = Password::new(b"passwd9").unwrap();
-    server.done(Request::UserAdd { user: user("USER-A"), password }).await;
+    server
+        .done(Request::UserAdd { user: user("USER-A"), password, settings: cug_server::store::UserSettings::default() })
+        .await;
     assert!(refused(&server, register(&a)).await.contains("deleted user"));
     assert!(matches!(a.attempt().run(&server).await, LoginResult::Rejected), "the old card");
     server.done(Request::GroupJoin(group("VPN1"), user("USER-A"))).await;

@@ -341,9 +341,9 @@ async fn the_key_of_the_ca_may_be_kept_elsewhere() {
 
     let certificate = pem(&office, Request::TlsSign(csr.clone())).await;
     refused(&server, Request::TlsInstall("nonsense".into()), "not a certificate in PEM").await;
-    let foreign = cug_server::keys::Keys::load(&stranger).unwrap().sign_tls(&csr, clock::unix_now()).unwrap();
+    let foreign = Keys::load(&stranger).unwrap().sign_tls(&csr, clock::unix_now()).unwrap();
     refused(&server, Request::TlsInstall(foreign), "terminals would not accept").await;
-    let old = cug_server::keys::Keys::load(&office.config.state_dir).unwrap();
+    let old = Keys::load(&office.config.state_dir).unwrap();
     let expired = old.sign_tls(&csr, clock::unix_now() - 400 * 86_400).unwrap();
     refused(&server, Request::TlsInstall(expired), "terminals would not accept").await;
     let ca_itself = fs::read_to_string(server.config.state_dir.join("keys/ca.pem")).unwrap();

@@ -314,6 +314,7 @@ fn crowd(server: &TestServer) -> Vec<(SessionId, Secret<32>, GroupId)> {
             let wrapped = keys.storage().wrap_session_secret(&id, &secret, &mut clock::rng()).unwrap();
             store
                 .create_session(&NewSession {
+                    new_password: None,
                     login: LoginFacts { user: &user, card: &card, source: [127, 0, 0, 1].into(), now },
                     id,
                     wg_public_key: clock::random(),

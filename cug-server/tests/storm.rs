@@ -10,7 +10,7 @@ use cug_server::{
     clock,
     config::{Argon2Cost, PoolSize},
     service::PasswordPool,
-    store::{By, Sqlite, Store, UserSettings},
+    store::{By, Store, UserSettings},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::Notify, task::JoinHandle};
@@ -58,7 +58,11 @@ async fn crowd(server: &mut TestServer, others: &[&Person]) -> Vec<Person> {
     }
     server.stop().await;
     let cost = Argon2Cost { memory_kib: HASH_KIB, iterations: 1, lanes: 1 };
-    let store = Sqlite::open(&server.config.state_dir.join("cug.db")).unwrap();
+    let store = cug_server::admin::open_store(
+        &server.config.state_dir,
+        &cug_server::keys::Keys::load(&server.config.state_dir).unwrap(),
+    )
+    .unwrap();
     let by = By { actor: "test", now: clock::unix_now() };
     for person in crowd.iter().chain(others.iter().copied()) {
         let secret = SecretBytes::copy_from(person.password.as_bytes()).unwrap();

@@ -62,7 +62,11 @@ async fn the_clock_does_not_tell_who_exists() {
     let day = cug_server::store::UserSettings { must_change: Some(true), expires: Some(Some(1)) };
     server.done(cug_server::admin::Request::UserSet(c.user.clone(), day)).await;
     server.stop().await;
-    let store = cug_server::store::Sqlite::open(&server.config.state_dir.join("cug.db")).unwrap();
+    let store = cug_server::admin::open_store(
+        &server.config.state_dir,
+        &cug_server::keys::Keys::load(&server.config.state_dir).unwrap(),
+    )
+    .unwrap();
     let by = cug_server::store::By { actor: "test", now: clock::unix_now() };
     let (none, nothing) = (cug_server::store::PasswordRecord::none(), Default::default());
     cug_server::store::Store::set_password(&store, by, &d.user, &none, &nothing).unwrap();

@@ -15,6 +15,8 @@ use cug_proto::{
     local::{GroupPeers, Refusal, Reply, Request, SOCKET_PATH, Status},
 };
 
+use crate::enrol;
+
 /// How long the daemon may take.
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -32,17 +34,19 @@ pub struct Arguments {
     socket: PathBuf,
 }
 
-#[derive(Subcommand, Clone, Copy)]
+#[derive(Subcommand, Clone)]
 enum Command {
     /// Sessions at this terminal.
     Status,
     /// The other members, where they sit, and when they were last heard.
     Peers,
+    /// Set your password and enrol your card, with the one-time code from the administrator.
+    Enrol(Box<enrol::Arguments>),
 }
 
 /// No answer to show.
 #[derive(Debug, thiserror::Error)]
-enum CtlError {
+pub(crate) enum CtlError {
     #[error("the VPN service is not running (nobody listens at {0}); ask the administrator to start cugd")]
     NotRunning(PathBuf),
     #[error("the VPN service does not answer")]
@@ -57,7 +61,12 @@ enum CtlError {
 
 /// Asks, shows, and returns the exit status: 0 when there was an answer.
 pub fn run(arguments: &Arguments) -> ExitCode {
-    match ask(&arguments.socket, arguments.command).and_then(|reply| show(&reply, arguments.json)) {
+    let request = match &arguments.command {
+        Command::Status => Request::Status,
+        Command::Peers => Request::Peers,
+        Command::Enrol(enrolment) => return enrol::run(&arguments.socket, enrolment),
+    };
+    match ask(&arguments.socket, &request).and_then(|reply| show(&reply, arguments.json)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _nobody_reads = writeln!(io::stderr(), "cugctl: {error}");
@@ -66,20 +75,16 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     }
 }
 
-fn ask(socket: &Path, command: Command) -> Result<Reply, CtlError> {
-    let request = match command {
-        Command::Status => Request::Status,
-        Command::Peers => Request::Peers,
-    };
+fn ask(socket: &Path, request: &Request) -> Result<Reply, CtlError> {
     let stream = UnixStream::connect(socket).map_err(|_| CtlError::NotRunning(socket.to_owned()))?;
-    let body = converse(stream, &request).map_err(CtlError::NoAnswer)?;
+    let body = converse(stream, request).map_err(CtlError::NoAnswer)?;
     match frame::decode(&body).map_err(|_| CtlError::Strange)? {
         Reply::Refused(refusal) => Err(CtlError::Refused(refusal)),
         reply => Ok(reply),
     }
 }
 
-fn converse(mut stream: UnixStream, request: &Request) -> io::Result<Vec<u8>> {
+pub(crate) fn converse(mut stream: UnixStream, request: &Request) -> io::Result<Vec<u8>> {
     stream.set_read_timeout(Some(LIMIT))?;
     stream.set_write_timeout(Some(LIMIT))?;
     stream.write_all(&frame::encode(request, MAX_LOGIN).map_err(io::Error::other)?)?;

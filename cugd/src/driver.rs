@@ -124,6 +124,7 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             }
             (local::Request::Status, _) => Request::Status(ask.viewer),
             (local::Request::Peers, _) => Request::Peers(ask.viewer),
+            (local::Request::Servers, _) => Request::Servers,
         };
         self.tokens += 1;
         let token = Token(self.tokens);

@@ -6,6 +6,13 @@ use nix::sys::{
     resource::{Resource, setrlimit},
 };
 
+/// For a command that a user runs and that handles a password: what the system refuses (locking memory, mostly) is no news to that user.
+pub fn for_a_command() {
+    let _refused = (set_dumpable(false), setrlimit(Resource::RLIMIT_CORE, 0, 0));
+    // Only what is there: future pages would run into the limit of an ordinary user.
+    let _refused = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT));
+}
+
 /// For the start, before there is a secret. What the system refuses is logged and does not stop the daemon: a container may allow neither.
 pub fn apply() {
     if let Err(error) = set_dumpable(false) {

@@ -10,6 +10,7 @@ pub mod core;
 pub mod ctl;
 pub mod daemon;
 pub mod driver;
+pub mod enrol;
 pub mod hardening;
 pub mod host;
 pub mod keys;

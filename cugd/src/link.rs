@@ -213,7 +213,11 @@ async fn read(
             | ServerMessage::Rejected
             | ServerMessage::Outcome(_)
             | ServerMessage::Registered
-            | ServerMessage::Attached(_) => return Err(ProtocolError::OutOfOrder.into()),
+            | ServerMessage::Attached(_)
+            | ServerMessage::EnrolOffer(_)
+            | ServerMessage::EnrolReady(_)
+            | ServerMessage::EnrolChallenge(_)
+            | ServerMessage::EnrolResult(_) => return Err(ProtocolError::OutOfOrder.into()),
         };
         teller.tell(event).await;
     }

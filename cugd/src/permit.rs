@@ -8,12 +8,13 @@ use cug_proto::local::{Refusal, Request};
 /// |---|---|---|
 /// | `Prepare`, `Deliver`, `Cancel`, `Open`, `Close` | yes | no |
 /// | `Status`, `Peers` | yes, of everybody | yes, of their own sessions |
+/// | `Servers` | yes | yes |
 ///
 /// # Errors
 /// [`Refusal::NotPermitted`]
 pub fn check(uid: u32, request: &Request) -> Result<(), Refusal> {
     match request {
-        Request::Status | Request::Peers => Ok(()),
+        Request::Status | Request::Peers | Request::Servers => Ok(()),
         Request::Prepare(_) | Request::Deliver(_) | Request::Cancel(_) | Request::Open(_) | Request::Close(_) => {
             if uid == 0 { Ok(()) } else { Err(Refusal::NotPermitted) }
         }
@@ -42,6 +43,7 @@ mod tests {
         for uid in [0, 1000] {
             assert_eq!(check(uid, &Request::Status), Ok(()));
             assert_eq!(check(uid, &Request::Peers), Ok(()));
+            assert_eq!(check(uid, &Request::Servers), Ok(()));
         }
     }
 }

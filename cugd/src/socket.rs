@@ -227,6 +227,8 @@ impl Client {
             Request::Prepare(_) | Request::Deliver(_) | Request::Cancel(_) | Request::Open(_) | Request::Close(_) => {
                 Viewer::Nobody
             }
+            // The same for everybody.
+            Request::Servers => Viewer::Nobody,
         }
     }
 }

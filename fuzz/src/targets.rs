@@ -6,9 +6,9 @@ use cug_proto::{
     id::{GroupName, HostName, UserId},
     local,
     login::LoginKeys,
-    message::{ClientMessage, Credentials, Grant, GroupGrant, Outcome, SealedGroup, ServerMessage},
+    message::{ClientMessage, Credentials, Grant, GroupGrant, Outcome, Purpose, SealedGroup, ServerMessage},
     policy::{Allow, Policy},
-    secret::Secret,
+    secret::{Secret, SecretBytes},
     session::ChannelKeys,
     trust,
 };
@@ -59,6 +59,20 @@ pub fn frames(mut stream: &[u8]) {
     }
 }
 
+/// What an honest terminal sends.
+fn credentials() -> Option<Credentials> {
+    Some(Credentials {
+        user: "USER-A".parse().ok()?,
+        password: SecretBytes::copy_from(b"password")?,
+        purpose: Purpose::Open,
+        wg_public_key: [0; 32],
+        host_name: "terminal".parse().ok()?,
+        addresses: Vec::new(),
+        outcome_secret: Secret::fill(|_| ()),
+        new_password: None,
+    })
+}
+
 /// What server and terminal send each other, and what is sealed in it.
 pub fn messages(body: &[u8]) {
     there_and_back!(body, ClientMessage, ServerMessage, Outcome, Grant, GroupGrant, Credentials, SealedGroup, Policy);
@@ -71,7 +85,9 @@ pub fn messages(body: &[u8]) {
     // Whoever does not have the keys gets nothing but an error.
     let (keys, channel) = keys();
     let transcript = cug_proto::login::Transcript::new(body, body).with_envelope(body);
-    assert!(keys.open_outcome(&transcript, &[0; 32], body).is_err());
+    if let Some(credentials) = credentials() {
+        assert!(keys.open_outcome(&transcript, &credentials.outcome_binding(), body).is_err());
+    }
     if let Ok(sealed) = frame::decode::<SealedGroup>(body) {
         assert!(channel.open_group(&sealed).is_err());
     }

@@ -1,5 +1,6 @@
 //! End-to-end tests: real hosts, real libpam, real pcscd, virtual cards, real packets. See the crate's documentation.
 //!
+//! * `enrol`: a user sets the password and enrols a card with a one-time code.
 //! * `harness`: what the other tests rely on.
 //! * `path`: a member logs in, talks, leaves; with every kind of card.
 //! * `sessions`: several groups, a second login, displacement, crashes and restarts.
@@ -13,6 +14,7 @@
 //! * `accounts`: passwords that are changed, must be, or are tried too often; accounts that have ended.
 
 mod accounts;
+mod enrol;
 mod frames;
 mod harness;
 mod path;

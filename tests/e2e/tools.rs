@@ -113,6 +113,10 @@ impl Console {
         Ok(())
     }
 
+    pub fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned()
+    }
+
     pub fn say(&mut self, text: &str) -> anyhow::Result<()> {
         Ok(self.keys.write_all(format!("{text}\r").as_bytes())?)
     }

@@ -55,6 +55,11 @@ pub enum CardError {
         "the environment names another smart-card service; unset PCSCLITE_CSOCK_NAME and LIBPCSCLITE_DELEGATE and try again"
     )]
     Redirected,
+    /// pcscd does not let this user in (it asks polkit).
+    #[error(
+        "you may not use the card reader of this workstation; sit at it, or ask the administrator (polkit, org.debian.pcsc-lite)"
+    )]
+    NotPermitted(#[source] pcsc::Error),
     /// Any other word from PC/SC.
     #[error("the card reader does not work; take the card out, insert it and try again")]
     Reader(#[source] pcsc::Error),
@@ -76,6 +81,9 @@ pub enum CardError {
     /// The management key is not the card's.
     #[error("the management key is not the one of this card")]
     ManagementKey,
+    /// The file with the management key cannot be read.
+    #[error("the file with the management key cannot be read")]
+    KeyFile(#[source] io::Error),
     /// The card cannot do what is asked.
     #[error("this card does not support {0}")]
     Unsupported(&'static str),
@@ -112,6 +120,7 @@ impl From<pcsc::Error> for CardError {
         match error {
             E::NoService | E::ServiceStopped | E::Shutdown => Self::NoService(error),
             E::NoReadersAvailable => Self::NoReader,
+            E::SecurityViolation => Self::NotPermitted(error),
             E::SharingViolation => Self::Busy,
             E::RemovedCard
             | E::NoSmartcard

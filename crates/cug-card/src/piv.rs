@@ -180,22 +180,23 @@ impl<'a> Piv<'a> {
     /// # Errors
     /// [`CardError::WrongPin`], [`CardError::PinBlocked`]; [`CardError::PinFormat`] for an impossible PIN, which costs no try.
     pub fn verify(&mut self, pin: &SecretBytes) -> Result<(), CardError> {
-        if !(4..=8).contains(&pin.expose().len()) {
-            return Err(CardError::PinFormat);
-        }
         let mut padded = Zeroizing::new(Vec::with_capacity(8));
-        padded.extend_from_slice(pin.expose());
-        padded.resize(8, 0xFF);
+        push_padded(&mut padded, pin)?;
         let reply =
             self.channel.send(&Command { ins: 0x20, p1: 0, p2: PIN_REFERENCE, data: &padded, answer: false })?;
-        match reply.status.to_be_bytes() {
-            [0x90, 0x00] => Ok(()),
-            [0x63, 0xC0] | [0x69, 0x83] => Err(CardError::PinBlocked),
-            [0x63, count @ 0xC1..=0xCF] => Err(CardError::WrongPin { tries_left: Some(count & 0x0F) }),
-            [0x63, _] => Err(CardError::WrongPin { tries_left: None }),
-            [0x6A, 0x80] | [0x67, 0x00] => Err(CardError::PinFormat),
-            _ => Err(CardError::Refused(reply.status)),
-        }
+        pin_accepted(reply.status)
+    }
+
+    /// Changes the PIN: CHANGE REFERENCE DATA (SP 800-73-4 part 2, section 3.2.2).
+    ///
+    /// # Errors
+    /// As [`Piv::verify`], about the present PIN; [`CardError::PinFormat`] also when the card does not take the new one.
+    pub fn change_pin(&mut self, present: &SecretBytes, new: &SecretBytes) -> Result<(), CardError> {
+        let mut both = Zeroizing::new(Vec::with_capacity(16));
+        push_padded(&mut both, present)?;
+        push_padded(&mut both, new)?;
+        let reply = self.channel.send(&Command { ins: 0x24, p1: 0, p2: PIN_REFERENCE, data: &both, answer: false })?;
+        pin_accepted(reply.status)
     }
 
     /// Lets the card open a challenge: GENERAL AUTHENTICATE with the key in 9D, then OAEP on this side.
@@ -228,5 +229,28 @@ impl<'a> Piv<'a> {
         }
         let mut block = Zeroizing::new(block.to_vec());
         oaep::decode(&mut block).map_err(|_| CardError::NotForThisCard)
+    }
+}
+
+/// A PIN as cards take it: 4 to 8 bytes, padded with FF.
+fn push_padded(data: &mut Vec<u8>, pin: &SecretBytes) -> Result<(), CardError> {
+    if !(4..=8).contains(&pin.expose().len()) {
+        return Err(CardError::PinFormat);
+    }
+    let end = data.len() + 8;
+    data.extend_from_slice(pin.expose());
+    data.resize(end, 0xFF);
+    Ok(())
+}
+
+/// What the card says of a PIN.
+fn pin_accepted(status: u16) -> Result<(), CardError> {
+    match status.to_be_bytes() {
+        [0x90, 0x00] => Ok(()),
+        [0x63, 0xC0] | [0x69, 0x83] => Err(CardError::PinBlocked),
+        [0x63, count @ 0xC1..=0xCF] => Err(CardError::WrongPin { tries_left: Some(count & 0x0F) }),
+        [0x63, _] => Err(CardError::WrongPin { tries_left: None }),
+        [0x6A, 0x80] | [0x67, 0x00] => Err(CardError::PinFormat),
+        _ => Err(CardError::Refused(status)),
     }
 }

@@ -43,7 +43,19 @@ impl EnvelopeKey {
         credentials: &Credentials,
         rng: &mut impl rand_core::CryptoRng,
     ) -> Result<Vec<u8>, ProtocolError> {
-        let plain = encode_wiped(credentials, frame::MAX_LOGIN - 2048)?;
+        self.seal_value(credentials, rng)
+    }
+
+    /// Seals any other message to the server.
+    ///
+    /// # Errors
+    /// As [`EnvelopeKey::seal`].
+    pub fn seal_value<T: minicbor::Encode<()>>(
+        &self,
+        value: &T,
+        rng: &mut impl rand_core::CryptoRng,
+    ) -> Result<Vec<u8>, ProtocolError> {
+        let plain = encode_wiped(value, frame::MAX_LOGIN - 2048)?;
         let content_key = Secret::<32>::random(rng);
         let mut iv = [0; 12];
         rng.fill_bytes(&mut iv);
@@ -112,6 +124,17 @@ impl SealedEnvelope {
     /// # Errors
     /// [`ProtocolError::NotAuthentic`], [`ProtocolError::Malformed`]
     pub fn open(&self, content_key: &Secret<32>) -> Result<Credentials, ProtocolError> {
+        self.open_value(content_key)
+    }
+
+    /// Opens an envelope with another message in it.
+    ///
+    /// # Errors
+    /// As [`SealedEnvelope::open`].
+    pub fn open_value<T: for<'b> minicbor::Decode<'b, ()>>(
+        &self,
+        content_key: &Secret<32>,
+    ) -> Result<T, ProtocolError> {
         let plain = self.cose.decrypt_ciphertext(
             &[],
             || ProtocolError::Malformed,

@@ -10,6 +10,7 @@
 //! * [`password`]: what a new password may not be.
 //! * [`secret`]: byte strings that wipe themselves and cannot be printed.
 //! * [`id`]: validated names.
+//! * [`enrol`]: how a user with a one-time code registers password and card; with its own table of messages.
 //!
 //! # One login, in order
 //! | # | from | message | what may follow |
@@ -35,6 +36,7 @@
 //! Anything else in a given state ends the connection.
 #![forbid(unsafe_code)]
 
+pub mod enrol;
 pub mod envelope;
 pub mod frame;
 pub mod id;

@@ -1,7 +1,7 @@
 //! What the PAM module and `cugctl` say to `cugd` over `/run/cugd/cugd.sock`.
 //!
 //! Frames as in [`crate::frame`], at most [`crate::frame::MAX_SESSION`]; requests by others than root at most [`crate::frame::MAX_LOGIN`]. One request, one
-//! reply, several in turn on a connection. The kernel says who asks (SO_PEERCRED): root may ask everything, another user only `Status` and `Peers`, and hears only of
+//! reply, several in turn on a connection. The kernel says who asks (SO_PEERCRED): root may ask everything, another user only `Status`, `Peers` and `Servers`, and hears only of
 //! their own sessions.
 //!
 //! | request | reply | when |
@@ -13,6 +13,7 @@
 //! | `Close` | `Done` | it ends; the tunnel goes with the last one |
 //! | `Status` | `Status` | any time |
 //! | `Peers` | `Peers` | any time |
+//! | `Servers` | `Servers` | any time, anybody: what an enrolment needs to know of this workstation; none of it is secret |
 //!
 //! Every request may be answered by `Refused`.
 
@@ -58,6 +59,9 @@ pub enum Request {
     /// Who else is there.
     #[n(6)]
     Peers,
+    /// Which organisation this workstation belongs to.
+    #[n(7)]
+    Servers,
 }
 
 /// What is answered.
@@ -87,6 +91,36 @@ pub enum Reply {
     /// Not done, and why.
     #[n(7)]
     Refused(#[n(0)] Refusal),
+    /// To `Servers`.
+    #[n(8)]
+    Servers(#[n(0)] Servers),
+}
+
+/// Which organisation this workstation belongs to, and where it looks for cards.
+#[derive(Encode, Decode)]
+#[cbor(map)]
+pub struct Servers {
+    /// Management servers as `host:port`, in the order in which to try them.
+    #[n(0)]
+    pub servers: Vec<String>,
+    /// Whom this workstation trusts.
+    #[n(1)]
+    pub ca_pins: Vec<ByteArray<32>>,
+    /// PC/SC reader names in which to look, each a prefix; empty means all.
+    #[n(2)]
+    pub readers: Vec<String>,
+    /// Directories on removable media in which to look; a last component `*` stands for every directory there.
+    #[n(3)]
+    pub media: Vec<String>,
+    /// Milliseconds for one answer of the server.
+    #[n(4)]
+    pub server_timeout_ms: u32,
+    /// Milliseconds to wait for a card.
+    #[n(5)]
+    pub card_wait_ms: u32,
+    /// Name of this workstation.
+    #[n(6)]
+    pub host_name: HostName,
 }
 
 /// Why a request was not done.

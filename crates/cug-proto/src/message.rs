@@ -3,6 +3,7 @@
 //! Encoding: CBOR maps with integer keys (RFC 8949); an unknown key is skipped, so that a later minor version may add one.
 
 use crate::{
+    enrol::{EnrolChallenge, EnrolClaim, EnrolCommit, EnrolHello, EnrolKey, EnrolOffer, EnrolReady, EnrolResult},
     id::{Epoch, GroupId, GroupName, HostName, UserId},
     password::PasswordProblem,
     policy::Policy,
@@ -46,6 +47,18 @@ pub enum ClientMessage {
     /// The session is over at this terminal: clear the user's address (patent, step S13).
     #[n(7)]
     Clear(#[n(0)] ClearReason),
+    /// First of an enrolment.
+    #[n(8)]
+    EnrolHello(#[n(0)] EnrolHello),
+    /// After `EnrolOffer`.
+    #[n(9)]
+    EnrolClaim(#[n(0)] EnrolClaim),
+    /// After `EnrolReady`.
+    #[n(10)]
+    EnrolKey(#[n(0)] EnrolKey),
+    /// After `EnrolChallenge`; or after `EnrolReady`, to set the password only; or after a refused password.
+    #[n(11)]
+    EnrolCommit(#[n(0)] EnrolCommit),
 }
 
 /// What the server sends, on either kind of connection.
@@ -93,6 +106,18 @@ pub enum ServerMessage {
     /// The session is over at the server: tear the tunnel down.
     #[n(13)]
     End(#[n(0)] EndReason),
+    /// After `EnrolHello`.
+    #[n(14)]
+    EnrolOffer(#[n(0)] EnrolOffer),
+    /// After `EnrolClaim`.
+    #[n(15)]
+    EnrolReady(#[n(0)] EnrolReady),
+    /// After `EnrolKey`.
+    #[n(16)]
+    EnrolChallenge(#[n(0)] EnrolChallenge),
+    /// After `EnrolCommit`.
+    #[n(17)]
+    EnrolResult(#[n(0)] EnrolResult),
 }
 
 /// Opens a login. Neither field is a secret, and neither is on the wire in clear: TLS hides both.

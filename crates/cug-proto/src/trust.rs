@@ -91,6 +91,40 @@ pub fn spki_sha256(certificate: &[u8]) -> Result<[u8; 32], ProtocolError> {
     Ok(Sha256::digest(spki).into())
 }
 
+/// A server object that came over the network: one that the CA in `ca` (a DER certificate) has signed, and that CA is the pinned one. An object on a
+/// card needs no such check, because who wrote it had the card.
+///
+/// # Errors
+/// Those of [`ServerObject::parse`]; [`ProtocolError::NotAuthentic`] when it is not of this CA, [`ProtocolError::Key`] for a signature of another kind.
+pub fn signed_server_object(der: &[u8], ca: &[u8], pin: &CaPin) -> Result<ServerObject, ProtocolError> {
+    let object = ServerObject::parse(der)?;
+    if spki_sha256(ca)? != *pin || object.ca_pin() != pin {
+        return Err(ProtocolError::NotAuthentic);
+    }
+    let malformed = |_| ProtocolError::Malformed;
+    let (certificate, ca) =
+        (Certificate::from_der(der).map_err(malformed)?, Certificate::from_der(ca).map_err(malformed)?);
+    let signed = certificate.tbs_certificate().to_der().map_err(malformed)?;
+    let key = ca.tbs_certificate().subject_public_key_info();
+    // webpki's identifiers are the contents of the DER sequence, without its header.
+    let (key_algorithm, signature_algorithm) =
+        (key.algorithm.to_der().map_err(malformed)?, certificate.signature_algorithm().to_der().map_err(malformed)?);
+    let (Some(key_bytes), Some(signature)) = (key.subject_public_key.as_bytes(), certificate.signature().as_bytes())
+    else {
+        return Err(ProtocolError::Malformed);
+    };
+    let known = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+    let fitting = known.all.iter().find(|algorithm| {
+        key_algorithm.get(2..) == Some(algorithm.public_key_alg_id().as_ref())
+            && signature_algorithm.get(2..) == Some(algorithm.signature_alg_id().as_ref())
+    });
+    fitting
+        .ok_or(ProtocolError::Key)?
+        .verify_signature(key_bytes, &signed, signature)
+        .map_err(|_| ProtocolError::NotAuthentic)?;
+    Ok(object)
+}
+
 /// TLS 1.3 towards the server whose CA the card names; nothing is resumed, nothing is sent early.
 ///
 /// # Errors

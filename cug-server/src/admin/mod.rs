@@ -6,6 +6,7 @@
 mod accounts;
 mod check;
 mod directory;
+mod enrol;
 mod password;
 mod peer;
 mod service;
@@ -15,6 +16,7 @@ mod status;
 
 pub use check::{Finding, Verdict, check};
 pub use directory::{Export, ExportGroup, ExportUser};
+pub use enrol::{Code, EnrolRequest, Invited, LONGEST as LONGEST_INVITATION};
 pub use password::Password;
 pub use service::{AdminService, card_fingerprint, unhex_bytes};
 pub use socket::{listen, serve};
@@ -25,8 +27,8 @@ use crate::{
     config::Config,
     keys::{KeyError, Keys, StoragePlace, TlsInfo},
     store::{
-        AuditQuery, AuditRow, AuditVerdict, CardInfo, Directory, EventInfo, GroupInfo, LineProblem, MemberInfo,
-        PolicyUpdate, SessionInfo, UserInfo, UserSettings,
+        AuditQuery, AuditRow, AuditVerdict, CardInfo, Directory, EventInfo, GroupInfo, InvitationInfo, LineProblem,
+        MemberInfo, PolicyUpdate, SessionInfo, UserInfo, UserSettings,
     },
 };
 use anyhow::{Context, Result};
@@ -153,6 +155,8 @@ pub enum Request {
     UserSet(UserId, UserSettings),
     /// Forget a user's wrong passwords.
     UserUnlock(UserId),
+    /// About enrolment.
+    Enrol(EnrolRequest),
 }
 
 /// What comes back.
@@ -204,6 +208,10 @@ pub enum Reply {
     Tls(TlsInfo),
     /// What `top` shows.
     Snapshot(Box<Snapshot>),
+    /// A one-time code.
+    Invited(Invited),
+    /// Invitations.
+    Invitations(Vec<InvitationInfo>),
 }
 
 /// The server at one moment.

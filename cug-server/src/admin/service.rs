@@ -129,6 +129,7 @@ impl AdminService {
             Request::Snapshot => Reply::Snapshot(Box::new(self.snapshot(by.now)?)),
             Request::UserSet(user, settings) => self.set_user(by, user, settings)?,
             Request::UserUnlock(user) => self.unlock_user(by, user)?,
+            Request::Enrol(request) => self.enrolment(request, by)?,
         })
     }
 
@@ -253,7 +254,7 @@ pub(super) fn done(sentence: String) -> Reply {
     Reply::Done(sentence)
 }
 
-fn refuse<T>(sentence: &str) -> Result<T> {
+pub(super) fn refuse<T>(sentence: &str) -> Result<T> {
     Err(StoreError::Refused(sentence.into()))
 }
 

@@ -140,6 +140,10 @@ impl Channel<'_> {
             ClientMessage::Hello(_) | ClientMessage::Login(_) | ClientMessage::Ack(_) | ClientMessage::Attach(_) => {
                 return self.refuse().await;
             }
+            ClientMessage::EnrolHello(_)
+            | ClientMessage::EnrolClaim(_)
+            | ClientMessage::EnrolKey(_)
+            | ClientMessage::EnrolCommit(_) => return self.refuse().await,
         }
         Ok(Next::Go)
     }

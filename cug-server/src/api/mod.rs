@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! accepted -> TLS -> Hello -> Challenge -> Login -> Outcome -> Ack -> Registered -> closed
+//!                 \-> EnrolHello -> EnrolOffer -> EnrolClaim -> EnrolReady -> EnrolKey -> EnrolChallenge -> EnrolCommit -> EnrolResult -> closed
 //!                 \-> Attach -> Attached, Peers.., Synced -> session channel -> closed
 //! ```
 //! Anything else, a frame that is too large, and a deadline that passes end the connection.
 
 mod channel;
+mod enrol;
 mod frames;
 mod login;
 
@@ -148,6 +150,12 @@ impl Api {
                 }
                 let opened = channel::open(&self.service, &mut writer, attach, &exporter).await?;
                 Ok(opened.map(|opened| (reader, writer, opened)))
+            }
+            ClientMessage::EnrolHello(hello) => {
+                if version_fits(hello.version, &mut writer).await? {
+                    enrol::run(&self.service, reader, writer, hello, &first, exporter, source).await?;
+                }
+                Ok(None)
             }
             _ => Err(ProtocolError::OutOfOrder.into()),
         }

@@ -7,13 +7,12 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use cug_card::personalise::{self, KeySource, ManagementKey, PivCard, RsaKey};
-use cug_proto::{id::UserId, secret::SecretBytes};
+use cug_proto::id::UserId;
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
 };
 use x509_cert::der::{Decode, EncodePem, pem::LineEnding};
-use zeroize::Zeroizing;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
@@ -73,6 +72,9 @@ struct Management {
     /// File with the card's management key, hexadecimal or raw [default: the factory's]
     #[arg(long, value_name = "FILE")]
     management_key_file: Option<PathBuf>,
+    /// Give the card another management key, from this file (32, 48 or 64 hexadecimal digits) [default: it keeps the one it has; with the factory's, whoever has the card in a reader can overwrite it]
+    #[arg(long, value_name = "FILE", conflicts_with = "medium")]
+    new_management_key_file: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -121,10 +123,15 @@ impl Issue {
 
     fn issue_piv(&self, config: &Config, reader: &str, bits: usize, server_object: &[u8]) -> Result<Vec<u8>> {
         let pin = if self.pin_stdin { Some(prompt::pin_from_stdin()?) } else { None };
+        // Before anything is written to the card.
+        let new_management_key = self.management.new_key()?;
         let source = if self.import { KeySource::Import(RsaKey::generate(bits)?) } else { KeySource::Generate(bits) };
         let prepared = PivCard::open(reader, &self.management.key()?)?.prepare(&source, pin.as_ref())?;
         let public_key = prepared.public_key().der().to_vec();
-        prepared.finish(&self.certificate(config, &public_key)?, server_object)?;
+        let mut card = prepared.finish(&self.certificate(config, &public_key)?, server_object)?;
+        if let Some(key) = new_management_key {
+            card.change_management_key(&key)?;
+        }
         Ok(public_key)
     }
 
@@ -148,7 +155,12 @@ impl Register {
             let server_object = der(config, &Request::ServerObject)?;
             let fingerprint = admin::card_fingerprint(&public_key)?;
             if let Some(reader) = &self.reader {
-                PivCard::open(reader, &self.management.key()?)?.write_server_object(&server_object, &fingerprint)?;
+                let new_management_key = self.management.new_key()?;
+                let mut card = PivCard::open(reader, &self.management.key()?)?;
+                card.write_server_object(&server_object, &fingerprint)?;
+                if let Some(key) = new_management_key {
+                    card.change_management_key(&key)?;
+                }
             }
             if let Some(directory) = &self.medium {
                 write_server_object(directory, &server_object)?;
@@ -160,16 +172,19 @@ impl Register {
 
 impl Management {
     fn key(&self) -> Result<ManagementKey> {
-        let Some(path) = &self.management_key_file else { return Ok(ManagementKey::factory()?) };
-        let content = Zeroizing::new(std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?);
-        let digits = content.trim_ascii();
-        let bytes = Zeroizing::new(match admin::unhex_bytes(digits) {
-            Some(bytes) if digits.len() >= 32 => bytes,
-            _ => content.to_vec(),
-        });
-        let key = SecretBytes::copy_from(&bytes).context("the management key is too long")?;
-        Ok(ManagementKey::new(key)?)
+        match &self.management_key_file {
+            Some(path) => from_file(path),
+            None => Ok(ManagementKey::factory()?),
+        }
     }
+
+    fn new_key(&self) -> Result<Option<ManagementKey>> {
+        self.new_management_key_file.as_deref().map(from_file).transpose()
+    }
+}
+
+fn from_file(path: &Path) -> Result<ManagementKey> {
+    ManagementKey::from_file(path).with_context(|| path.display().to_string())
 }
 
 /// The server object alone, for a medium whose key was made elsewhere.

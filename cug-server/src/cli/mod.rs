@@ -6,6 +6,7 @@ mod card;
 mod confirm;
 mod group;
 mod import;
+mod invite;
 mod keys;
 mod manual;
 mod output;

@@ -1,8 +1,8 @@
 //! Where results go: tables for people, JSON for programs. And whether the administrator is asked first.
 
 use super::{
-    tables,
-    text::{printable, printable_lines},
+    invite, tables,
+    text::{printable, printable_lines, table},
 };
 use crate::{
     admin::{Finding, Reply},
@@ -103,6 +103,8 @@ impl Output {
             Reply::Pem(pem) => self.show(&serde_json::json!({ "pem": pem }), || pem.clone()),
             Reply::Tls(tls) => self.show(tls, || tls_text(tls)),
             Reply::Snapshot(snapshot) => self.show(snapshot, || tables::sessions(&snapshot.sessions)),
+            Reply::Invited(invited) => self.show(invited, || invite::invited_text(invited)),
+            Reply::Invitations(all) => self.show(all, || table(invite::HEAD, all.iter().map(invite::row))),
         }
     }
 

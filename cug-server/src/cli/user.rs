@@ -1,6 +1,6 @@
 //! `user ...`
 
-use super::{output::Output, prompt};
+use super::{invite, output::Output, prompt};
 use crate::{
     admin::Request,
     clock::{self, UnixTime},
@@ -31,6 +31,14 @@ pub(super) enum Command {
     Unlock(User),
     /// Delete a user with password, memberships and cards: ends the session, changes the keys of the user's groups
     Delete(User),
+    /// Make a one-time code with which the user sets the password and enrols a card at any terminal (cugctl enrol)
+    Invite(invite::Invite),
+    /// List invitations, and what waits for an approval
+    Invitations,
+    /// Take an invitation, or what waits for an approval, back
+    Uninvite(User),
+    /// Put into force what a user has enrolled
+    Approve(invite::Approve),
 }
 
 #[derive(clap::Args)]
@@ -131,6 +139,10 @@ impl Command {
             Self::Disable(user) => Request::UserDisable(user.user),
             Self::Delete(user) => Request::UserDelete(user.user),
             Self::Enable(user) => Request::UserEnable(user.user),
+            Self::Invite(invite) => return invite.run(config, output),
+            Self::Invitations => return invite::list(config, output),
+            Self::Uninvite(user) => return invite::uninvite(config, output, user.user),
+            Self::Approve(approve) => return approve.run(config, output),
         };
         super::ask(config, output, &request)
     }

@@ -345,8 +345,8 @@ fn seal(
     }
 }
 
-fn fault(error: impl std::fmt::Display) -> Unavailable {
-    tracing::error!(%error, "a login failed");
+pub(super) fn fault(error: impl std::fmt::Display) -> Unavailable {
+    tracing::error!(%error, "a login or an enrolment failed");
     Unavailable::Fault
 }
 

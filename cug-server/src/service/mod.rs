@@ -1,12 +1,15 @@
 //! The use-cases: a login, a session, and what administrators ask for goes through [`crate::admin`].
 
+mod enrol;
 mod limits;
 mod locks;
 mod login;
 mod password;
 mod renewal;
 mod session;
+mod tries;
 
+pub use enrol::{Claimed, Enrolling, NewKey};
 pub use limits::{Admission, Admitted};
 pub use login::{Answer, Challenged, Granted};
 pub use password::PasswordPool;
@@ -32,6 +35,7 @@ pub struct Service {
     users: locks::UserLocks,
     rejections: limits::Rejections,
     metrics: Metrics,
+    tries: tries::Tries,
 }
 
 impl Service {
@@ -39,7 +43,7 @@ impl Service {
     pub fn new(store: Arc<dyn Store>, keys: Arc<Keys>, config: Arc<Config>, hub: HubHandle, metrics: Metrics) -> Self {
         let passwords = PasswordPool::new(config.argon2, config.password_pool);
         let (users, rejections) = (locks::UserLocks::default(), limits::Rejections::new(clock::monotonic()));
-        Self { store, keys, config, hub, passwords, users, rejections, metrics }
+        Self { store, keys, config, hub, passwords, users, rejections, metrics, tries: tries::Tries::default() }
     }
 
     /// The hub that tells terminals what changed.

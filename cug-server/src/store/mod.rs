@@ -3,10 +3,12 @@
 //! [`Store`] is made so that a database with several servers can stand behind it: reads of one entity or one group; one atomic,
 //! conditional write per use-case with its audit row; and [`Store::changes_since`] as the only source of what terminals are told.
 
+mod enrol;
 mod records;
 mod sqlite;
 mod types;
 
+pub use enrol::*;
 pub use records::*;
 pub use sqlite::{Backup, Sqlite, back_up};
 pub use types::*;
@@ -17,6 +19,7 @@ use cug_proto::{
     message::{EndReason, Fingerprint, Known, Peer, SessionId},
 };
 use ipnet::Ipv4Net;
+use std::net::IpAddr;
 
 /// What the store answers.
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -180,4 +183,18 @@ pub trait Store: Send + Sync {
     fn probe(&self, now: UnixTime) -> Result<()>;
     /// The last events of the audit, newest first.
     fn recent_events(&self, limit: u32) -> Result<Vec<EventInfo>>;
+    /// The open invitation of a user.
+    fn invitation(&self, user: &UserId, now: UnixTime) -> Result<Option<Invitation>>;
+    /// An enrolment that came to nothing; for the audit.
+    fn enrol_refused(&self, user: &UserId, source: IpAddr, reason: &str, now: UnixTime) -> Result<()>;
+    /// Registers an enrolment and uses the code up, or keeps it for an approval; all of it or nothing.
+    fn enrol(&self, enrolment: &NewEnrolment<'_>, mint: Mint<'_>) -> Result<Enrolled>;
+    /// Invites a user; an open invitation of that user ends.
+    fn invite(&self, by: By<'_>, invitation: &NewInvitation<'_>) -> Result<()>;
+    /// Takes an invitation, or what waits for an approval, back.
+    fn uninvite(&self, by: By<'_>, user: &UserId) -> Result<()>;
+    /// Approves what a user enrolled: the card's fingerprint, if there is a card. With `card`, only if the fingerprint begins so.
+    fn approve(&self, by: By<'_>, user: &UserId, card: Option<&str>, mint: Mint<'_>) -> Result<Option<String>>;
+    /// Invitations, by user.
+    fn invitations(&self, now: UnixTime) -> Result<Vec<InvitationInfo>>;
 }

@@ -30,6 +30,7 @@ impl State {
                 out.push(Action::Reply { token, reply });
             }
             Request::Peers(viewer) => out.push(Action::ReplyPeers { token, groups: self.peers(&viewer) }),
+            Request::Servers => out.push(Action::Reply { token, reply: Reply::Servers(self.servers()) }),
         }
     }
 

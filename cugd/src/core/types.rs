@@ -152,6 +152,8 @@ pub enum Request {
     Status(Viewer),
     /// Who else is there.
     Peers(Viewer),
+    /// Which organisation this workstation belongs to.
+    Servers,
 }
 
 /// From the watch of a card.

@@ -2,7 +2,7 @@
 
 use cug_proto::{
     id::UserId,
-    local::{CardBinding, PeerStatus, SessionStatus, Status},
+    local::{CardBinding, PeerStatus, Servers, SessionStatus, Status},
     message::Peer,
 };
 
@@ -18,6 +18,20 @@ impl State {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             backend: self.settings.backend.clone(),
             sessions: sessions.chain(offered).collect(),
+        }
+    }
+
+    /// What the configuration says about the organisation; no secret.
+    pub(super) fn servers(&self) -> Servers {
+        let milliseconds = |time: std::time::Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        Servers {
+            servers: self.settings.servers.clone(),
+            ca_pins: self.settings.ca_pins.iter().map(|pin| (*pin).into()).collect(),
+            readers: self.settings.readers.clone(),
+            media: self.settings.media.clone(),
+            server_timeout_ms: milliseconds(self.settings.server_timeout),
+            card_wait_ms: milliseconds(self.settings.card_wait),
+            host_name: self.settings.host_name.clone(),
         }
     }
 

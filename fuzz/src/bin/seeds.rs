@@ -79,6 +79,8 @@ fn credentials() -> Result<Credentials> {
         wg_public_key: [4; 32],
         host_name: "terminal-1".parse()?,
         addresses: vec!["10.0.0.1".parse()?, "fd00::1".parse()?],
+        outcome_secret: Secret::fill(|s| s.fill(0x0c)),
+        new_password: None,
     })
 }
 
@@ -151,7 +153,7 @@ fn local_messages() -> Result<Vec<Vec<u8>>> {
         deliver(CardBinding::Reader(reader))?,
         deliver(CardBinding::Medium(medium))?,
         Request::Cancel([1; 16]),
-        Request::Open(Open { user: "USER-A".parse()?, service: "login".into(), tty: "tty1".into() }),
+        Request::Open(Open { user: "USER-A".parse()?, service: "login".into(), tty: "tty1".into(), holds: true }),
         Request::Close("USER-A".parse()?),
         Request::Status,
         Request::Peers,

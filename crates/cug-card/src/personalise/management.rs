@@ -5,6 +5,7 @@ use aes::{Aes128, Aes192, Aes256};
 use cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use cug_proto::secret::SecretBytes;
 use des::TdesEde3;
+use std::{fs::File, io::Read, path::Path};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -50,6 +51,19 @@ impl Cipher {
     }
 }
 
+/// Most bytes of a file with a management key.
+const MAX_FILE: usize = 128;
+
+fn unhex(digits: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let digit = |d: &u8| char::from(*d).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let (pairs, []) = digits.as_chunks::<2>() else { return None };
+    let mut bytes = Zeroizing::new(Vec::with_capacity(pairs.len()));
+    for [high, low] in pairs {
+        bytes.push(digit(high)? << 4 | digit(low)?);
+    }
+    Some(bytes)
+}
+
 fn one_block<C: KeyInit + BlockCipherEncrypt + BlockCipherDecrypt>(
     key: &[u8],
     encrypt: bool,
@@ -80,6 +94,19 @@ impl ManagementKey {
     /// None that comes.
     pub fn factory() -> Result<Self, CardError> {
         Self::new(SecretBytes::copy_from(&FACTORY).ok_or(CardError::ManagementKey)?)
+    }
+
+    /// The key in a file: 32, 48 or 64 hexadecimal digits, or its bytes.
+    ///
+    /// # Errors
+    /// [`CardError::KeyFile`] when it cannot be read, [`CardError::ManagementKey`] when it is no such key.
+    pub fn from_file(path: &Path) -> Result<Self, CardError> {
+        let mut content = Zeroizing::new(Vec::with_capacity(MAX_FILE));
+        let limit = u64::try_from(MAX_FILE).unwrap_or(u64::MAX);
+        File::open(path).and_then(|file| file.take(limit).read_to_end(&mut content)).map_err(CardError::KeyFile)?;
+        let digits = unhex(content.trim_ascii()).filter(|bytes| matches!(bytes.len(), 16 | 24 | 32));
+        let bytes = digits.as_deref().unwrap_or(&content);
+        Self::new(SecretBytes::copy_from(bytes).ok_or(CardError::ManagementKey)?)
     }
 
     fn bytes(&self) -> &[u8] {
@@ -145,5 +172,27 @@ pub(super) fn change(piv: &mut Piv<'_>, present: u8, new: &ManagementKey) -> Res
         SW_OK => Ok(()),
         0x6D00 | 0x6A81 | 0x6A86 => Err(CardError::Unsupported("changing its management key")),
         other => Err(CardError::Refused(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_file_holds_digits_or_bytes() {
+        let path = std::env::temp_dir().join(format!("cug-management-key-{}", std::process::id()));
+        let digits: String = (0..24).map(|n| format!("{n:02X}")).collect();
+        let bytes: Vec<u8> = (0..24).collect();
+        for content in [digits.clone().into_bytes(), format!(" {digits}\n").into_bytes(), bytes.clone()] {
+            std::fs::write(&path, content).unwrap();
+            assert_eq!(ManagementKey::from_file(&path).unwrap().bytes(), bytes);
+        }
+        for bad in [b"".as_slice(), b"0011", &[7; 25], &[b'0'; 100]] {
+            std::fs::write(&path, bad).unwrap();
+            assert!(matches!(ManagementKey::from_file(&path), Err(CardError::ManagementKey)), "{bad:?}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(ManagementKey::from_file(&path), Err(CardError::KeyFile(_))));
     }
 }

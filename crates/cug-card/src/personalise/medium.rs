@@ -2,10 +2,10 @@
 
 use super::{PublicKey, RsaKey, check};
 use crate::{
-    CardError,
-    medium::{CERTIFICATE_FILE, KEY_FILE, SERVER_FILE},
+    Card, CardError,
+    medium::{self as reading, CERTIFICATE_FILE, KEY_FILE, MediumCard, PUBLIC_FILE, SERVER_FILE},
 };
-use cug_proto::secret::SecretBytes;
+use cug_proto::secret::{Secret, SecretBytes};
 use pkcs8::{
     LineEnding, PrivateKeyInfoRef,
     der::{Decode, Document},
@@ -65,6 +65,48 @@ impl PreparedMedium {
     }
 }
 
+/// Reads back what was written to a medium, and opens a challenge with its key. Takes the time of the key derivation.
+///
+/// # Errors
+/// [`CardError::Mismatch`] when it does not hold this server object; those of [`Card::unlock`] and [`Card::open_challenge`]
+pub fn answer_of_medium(
+    directory: &Path,
+    server_object: &[u8],
+    passphrase: &SecretBytes,
+    ciphertext: &[u8],
+) -> Result<Secret<32>, CardError> {
+    let mut card = MediumCard::open(directory)?;
+    if card.server_object().certificate() != server_object {
+        return Err(CardError::Mismatch("server object"));
+    }
+    card.unlock(passphrase)?;
+    card.open_challenge(ciphertext)
+}
+
+/// Whether there is a key, or part of what belongs to one, in this directory.
+#[must_use]
+pub fn medium_has_key(directory: &Path) -> bool {
+    reading::has_key(directory) || FILES.iter().any(|name| directory.join(name).symlink_metadata().is_ok())
+}
+
+const FILES: [&str; 4] = [KEY_FILE, SERVER_FILE, CERTIFICATE_FILE, PUBLIC_FILE];
+
+/// Removes key and certificates from a directory: the key first, because without it the rest is no card.
+///
+/// # Errors
+/// [`CardError::Medium`]
+pub fn clear_medium(directory: &Path) -> Result<(), CardError> {
+    let remove = |path: PathBuf| match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CardError::Medium(error)),
+        _ => Ok(()),
+    };
+    FILES.iter().try_for_each(|name| remove(directory.join(name)).and_then(|()| remove(temporary(directory, name))))
+}
+
+fn temporary(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!(".{name}.new"))
+}
+
 fn pem(certificate: &[u8]) -> Result<Vec<u8>, CardError> {
     let document = Document::try_from(certificate).map_err(|_| CardError::Mismatch("certificate"))?;
     Ok(document.to_pem("CERTIFICATE", LineEnding::LF).map_err(|_| CardError::Mismatch("certificate"))?.into_bytes())
@@ -85,9 +127,13 @@ fn write_all(directory: &Path, files: &[(&str, Vec<u8>, u32)]) -> Result<(), Car
 
 /// Writes under temporary names, then gives the files theirs. FAT knows no links, so it is renaming.
 fn write_and_name(directory: &Path, files: &[(&str, Vec<u8>, u32)], made: &mut Vec<PathBuf>) -> io::Result<()> {
-    let temporary = |name: &str| directory.join(format!(".{name}.new"));
     for (name, content, mode) in files {
-        let path = temporary(name);
+        let path = temporary(directory, name);
+        // Left by a write that was killed; without its name it never was a card.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(*mode).open(&path)?;
         made.push(path);
         file.write_all(content)?;
@@ -95,7 +141,7 @@ fn write_and_name(directory: &Path, files: &[(&str, Vec<u8>, u32)], made: &mut V
     }
     for (name, _, _) in files {
         let path = directory.join(name);
-        fs::rename(temporary(name), &path)?;
+        fs::rename(temporary(directory, name), &path)?;
         made.push(path);
     }
     File::open(directory)?.sync_all()

@@ -6,16 +6,21 @@ mod medium;
 mod piv;
 
 pub use management::ManagementKey;
-pub use medium::{PreparedMedium, medium};
-pub use piv::{KeySource, PivCard, PreparedPiv, RsaKey};
+pub use medium::{PreparedMedium, answer_of_medium, clear_medium, medium, medium_has_key};
+pub use piv::{CARD_WAIT, KeySource, PivCard, PreparedPiv, RsaKey};
 
 use crate::CardError;
 use cug_proto::{
     message::Fingerprint,
     trust::{self, ServerObject},
 };
-use rsa::{BoxedUint, RsaPublicKey, pkcs8::EncodePublicKey, traits::PublicKeyParts};
+use rsa::{
+    BoxedUint, RsaPublicKey,
+    pkcs8::{DecodePublicKey, EncodePublicKey},
+    traits::PublicKeyParts,
+};
 use sha2::{Digest, Sha256};
+use x509_cert::der::{Decode, Encode};
 
 /// The public half of a card's key.
 pub struct PublicKey {
@@ -37,6 +42,13 @@ impl PublicKey {
         crate::piv::algorithm(key.size()).ok_or(CardError::KeyKind)?;
         let der = key.to_public_key_der().map_err(|_| CardError::KeyKind)?.into_vec();
         Ok(Self { key, der })
+    }
+
+    /// Out of a certificate (DER).
+    fn of_certificate(certificate: &[u8]) -> Result<Self, CardError> {
+        let certificate = x509_cert::Certificate::from_der(certificate).map_err(|_| CardError::NoKey)?;
+        let spki = certificate.tbs_certificate().subject_public_key_info().to_der().map_err(|_| CardError::NoKey)?;
+        Self::new(RsaPublicKey::from_public_key_der(&spki).map_err(|_| CardError::KeyKind)?)
     }
 
     /// DER `SubjectPublicKeyInfo`, for the certificate.

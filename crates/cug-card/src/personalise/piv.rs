@@ -18,10 +18,10 @@ use cug_proto::{
     secret::{Secret, SecretBytes},
     trust,
 };
-use pcsc::{Context, Scope};
+use pcsc::{Context, PNP_NOTIFICATION, ReaderState, Scope, State};
 use pkcs8::{PrivateKeyInfoRef, der::Decode};
 use rand_core::UnwrapErr;
-use std::ffi::CString;
+use std::{ffi::CString, time::Duration};
 use zeroize::Zeroizing;
 
 /// An RSA private key outside of a card, wiped on drop.
@@ -96,7 +96,8 @@ pub struct PivCard {
 }
 
 impl PivCard {
-    /// Opens the card in this reader (its PC/SC name, or the beginning of it) with the management key.
+    /// Opens the card in this reader (its PC/SC name, or the beginning of it; nothing for any) with the management key. Waits for reader and
+    /// card for up to [`CARD_WAIT`]: a reader that was plugged in just now takes a moment to report its card.
     ///
     /// # Errors
     /// [`CardError::NoReader`], [`CardError::NoCard`], [`CardError::SeveralCards`] when the name fits several readers with cards,
@@ -142,6 +143,58 @@ impl PivCard {
         })
     }
 
+    /// Whether the card holds a server object: it was issued for this network, or another one of its kind.
+    ///
+    /// # Errors
+    /// [`CardError::Refused`], [`CardError::Malformed`]
+    pub fn was_issued(&mut self) -> Result<bool, CardError> {
+        self.connection.with(true, |piv| Ok(piv.object(OBJECT_SERVER)?.is_some()))
+    }
+
+    /// The key of the certificate in slot 9D: for cards whose key was made by a third party.
+    ///
+    /// # Errors
+    /// [`CardError::NoKey`] without a certificate, [`CardError::KeyKind`]
+    pub fn present_key(&mut self) -> Result<PublicKey, CardError> {
+        let certificate = self.connection.with(true, |piv| piv.certificate())?.ok_or(CardError::NoKey)?;
+        PublicKey::of_certificate(&certificate)
+    }
+
+    /// Tries a PIN. The card stays open also when it is the wrong one.
+    ///
+    /// # Errors
+    /// Those of [`Piv::verify`].
+    pub fn verify_pin(&mut self, pin: &SecretBytes) -> Result<(), CardError> {
+        self.connection.with(true, |piv| keep_open(piv.verify(pin)))?
+    }
+
+    /// Changes the PIN.
+    ///
+    /// # Errors
+    /// Those of [`Piv::change_pin`].
+    pub fn change_pin(&mut self, present: &SecretBytes, new: &SecretBytes) -> Result<(), CardError> {
+        self.connection.with(true, |piv| keep_open(piv.change_pin(present, new)))?
+    }
+
+    /// Reads back what was written, and lets the card open a challenge with its key and this PIN. Up to 2 s on slow cards.
+    ///
+    /// # Errors
+    /// [`CardError::Mismatch`] when the card does not hold this server object; those of [`Piv::verify`] and [`Piv::open_challenge`]
+    pub fn answer(
+        &mut self,
+        server_object: &[u8],
+        pin: &SecretBytes,
+        ciphertext: &[u8],
+    ) -> Result<Secret<32>, CardError> {
+        self.connection.with(true, |piv| {
+            if piv.identity()?.server_object.certificate() != server_object {
+                return Err(CardError::Mismatch("server object"));
+            }
+            piv.verify(pin)?;
+            piv.open_challenge(ciphertext)
+        })
+    }
+
     /// Gives the card another management key (Yubico's command; most cards have it).
     ///
     /// # Errors
@@ -182,22 +235,70 @@ impl PreparedPiv {
     }
 }
 
+/// A wrong PIN is no reason to let the card go: the next try goes on where this one was.
+fn keep_open(verified: Result<(), CardError>) -> Result<Result<(), CardError>, CardError> {
+    match verified {
+        Err(error @ (CardError::WrongPin { .. } | CardError::PinFormat | CardError::PinBlocked)) => Ok(Err(error)),
+        Err(error) => Err(error),
+        Ok(()) => Ok(Ok(())),
+    }
+}
+
+/// How long reader and card are waited for.
+pub const CARD_WAIT: Duration = Duration::from_secs(3);
+
+/// Changes at the readers after which no more is waited for: each may prolong the wait.
+const MOST_CHANGES: u32 = 10;
+
 fn choose(context: &Context, reader: &str) -> Result<Seat, CardError> {
-    let names: Vec<CString> = context.list_readers_owned()?;
+    for _ in 0..MOST_CHANGES {
+        let (seats, mut states) = look(context, reader)?;
+        match (seats.as_slice(), states.len()) {
+            ([seat], _) => return Ok(seat.clone()),
+            ([], _) => {}
+            (_, _) => return Err(CardError::SeveralCards),
+        }
+        match context.get_status_change(CARD_WAIT, &mut states) {
+            Err(pcsc::Error::Timeout) => break,
+            Ok(()) | Err(pcsc::Error::UnknownReader) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // The notification is always there.
+    let (seats, states) = look(context, reader)?;
+    match seats.into_iter().next() {
+        Some(seat) => Ok(seat),
+        None if states.len() > 1 => Err(CardError::NoCard),
+        None => Err(CardError::NoReader),
+    }
+}
+
+/// What is there now: the cards in readers of that name, and the states to wait on for a change.
+fn look(context: &Context, reader: &str) -> Result<(Vec<Seat>, Vec<ReaderState>), CardError> {
+    let mut states = vec![ReaderState::new(PNP_NOTIFICATION(), State::UNAWARE)];
+    // The notification first: a reader that comes after this ends the wait.
+    settle(context.get_status_change(Duration::ZERO, &mut states))?;
+    let names: Vec<CString> = match context.list_readers_owned() {
+        Err(pcsc::Error::NoReadersAvailable) => Vec::new(),
+        other => other?,
+    };
     let exact = names.iter().any(|name| name.to_bytes() == reader.as_bytes());
-    let fits = |name: &&CString| {
+    let fits = |name: &CString| {
         if exact { name.to_bytes() == reader.as_bytes() } else { name.to_bytes().starts_with(reader.as_bytes()) }
     };
-    let mut fitting = names.iter().filter(fits).peekable();
-    fitting.peek().ok_or(CardError::NoReader)?;
-    let mut seats = Vec::new();
-    for name in fitting {
-        seats.extend(Seat::now(context, name)?);
+    states.extend(names.into_iter().filter(fits).map(|name| ReaderState::new(name, State::UNAWARE)));
+    if let Some(readers @ [_, ..]) = states.get_mut(1..) {
+        settle(context.get_status_change(Duration::ZERO, readers))?;
     }
-    match (seats.pop(), seats.is_empty()) {
-        (Some(seat), true) => Ok(seat),
-        (Some(_), false) => Err(CardError::SeveralCards),
-        (None, _) => Err(CardError::NoCard),
+    states.iter_mut().for_each(ReaderState::sync_current_state);
+    Ok((states.iter().skip(1).filter_map(Seat::of).collect(), states))
+}
+
+/// Nothing new, or a reader that went meanwhile, is no error.
+fn settle(result: Result<(), pcsc::Error>) -> Result<(), CardError> {
+    match result {
+        Ok(()) | Err(pcsc::Error::Timeout | pcsc::Error::UnknownReader) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -7,6 +7,7 @@ mod chain;
 mod condition;
 mod copy;
 mod delete;
+mod enrol;
 mod import;
 mod info;
 mod login;
@@ -231,6 +232,13 @@ delegate! {
     write rewrap(by: By<'_>, setting: &str, key: &str, rewrap: Rewrap<'_>) -> usize = upkeep::rewrap;
     write probe(now: UnixTime) -> () = upkeep::probe;
     read recent_events(limit: u32) -> Vec<EventInfo> = upkeep::recent_events;
+    read invitation(user: &UserId, now: UnixTime) -> Option<Invitation> = enrol::invitation;
+    write enrol_refused(user: &UserId, source: IpAddr, reason: &str, now: UnixTime) -> () = enrol::enrol_refused;
+    write enrol(enrolment: &NewEnrolment<'_>, mint: Mint<'_>) -> Enrolled = enrol::enrol;
+    write invite(by: By<'_>, invitation: &NewInvitation<'_>) -> () = enrol::invite;
+    write uninvite(by: By<'_>, user: &UserId) -> () = enrol::uninvite;
+    write approve(by: By<'_>, user: &UserId, card: Option<&str>, mint: Mint<'_>) -> Option<String> = enrol::approve;
+    read invitations(now: UnixTime) -> Vec<InvitationInfo> = enrol::invitations;
 }
 
 #[cfg(test)]
