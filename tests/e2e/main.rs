@@ -9,12 +9,14 @@
 //! * `frames`: bytes that no honest program sends, to the server and to cugd.
 //! * `secrets`: what is in memory, and what a tampered list of members is good for.
 //! * `tools`: programs that were not written here.
+//! * `roaming`: terminals and servers that move, terminals with several addresses.
 
 mod frames;
 mod harness;
 mod path;
 mod pulled;
 mod refusals;
+mod roaming;
 mod secrets;
 mod server_faults;
 mod sessions;
