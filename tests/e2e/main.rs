@@ -9,13 +9,17 @@
 //! * `frames`: bytes that no honest program sends, to the server and to cugd.
 //! * `secrets`: what is in memory, and what a tampered list of members is good for.
 //! * `tools`: programs that were not written here.
+//! * `revocation`: how fast the others drop a member who is no longer one.
+//! * `faults`: the network and the machine misbehave.
 //! * `roaming`: terminals and servers that move, terminals with several addresses.
 
+mod faults;
 mod frames;
 mod harness;
 mod path;
 mod pulled;
 mod refusals;
+mod revocation;
 mod roaming;
 mod secrets;
 mod server_faults;

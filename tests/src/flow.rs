@@ -16,7 +16,7 @@ pub fn wall() -> f64 {
 
 fn log(space: &Space, kind: &str) -> std::path::PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    space.logs().join(format!("{}.{kind}-{}.log", space.name(), COUNT.fetch_add(1, Ordering::Relaxed)))
+    space.logs().join(format!("{}.{kind}-{}.flow", space.name(), COUNT.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// Pings at a fixed interval.
@@ -61,18 +61,19 @@ impl Pings {
         wait::until("an answer to a ping", limit, || self.answers().into_iter().find(|at| *at >= since))
     }
 
-    /// Ends them, and counts.
+    /// Ends them, and counts from the first answer to the last: what went out before there was a session, or is on its way now, says nothing.
     ///
     /// # Errors
-    /// When ping does not say how it went.
+    /// When ping cannot be ended.
     pub fn finish(mut self) -> anyhow::Result<Count> {
         self.0.signal(Signal::SIGINT)?;
         self.0.wait(Duration::from_secs(10))?;
         let log = self.0.log();
-        let summary = log.lines().find(|line| line.contains("packets transmitted")).with_context(|| log.clone())?;
-        let numbers: Vec<u32> = summary.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-        let [sent, answered, ..] = numbers[..] else { anyhow::bail!("not understood: {summary}") };
-        Ok(Count { sent, answered })
+        let number = |line: &str| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse::<u32>().ok();
+        let numbers: std::collections::BTreeSet<u32> =
+            log.lines().filter(|line| line.contains("bytes from")).filter_map(number).collect();
+        let (first, last) = numbers.first().zip(numbers.last()).context("no answer at all")?;
+        Ok(Count { sent: last - first + 1, answered: u32::try_from(numbers.len())? })
     }
 }
 
