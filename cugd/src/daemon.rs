@@ -15,6 +15,7 @@ use tokio::{
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
+    addresses,
     config::Config,
     core::{Settings, State},
     driver::{Driver, EVENT_QUEUE},
@@ -63,14 +64,16 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         WgTunnels::new(events.clone(), backend, config.listen_ports.clone()),
         TlsLinks::new(events.clone(), config.server_timeout),
         CardWatches::new(events.clone()),
-        Leaders::new(events),
+        Leaders::new(events.clone()),
     );
+    let network = tokio::spawn(addresses::monitor(events));
     let server = tokio::spawn(listener.serve(asks));
     tracing::info!(socket = %config.socket.display(), ?backend, "ready");
     let _no_service_manager = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
     driver.run(ask_queue, event_queue, stop, watchdog).await;
     server.abort();
+    network.abort();
     tracing::info!("stopped");
     Ok(())
 }

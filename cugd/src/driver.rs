@@ -15,8 +15,8 @@ use tokio::{
 
 use crate::{
     clock,
-    core::{Action, ChannelEvent, Event, GroupView, Leader, Request, State, Token, TunnelEvent, Viewer, step},
-    host, keys,
+    core::{Action, Event, GroupView, Leader, Request, State, Token, TunnelEvent, Viewer, step},
+    keys,
     leaders::Leaders,
     link::Links,
     tunnel::memory::scrub_stack,
@@ -75,7 +75,6 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
         let mut watchdog = watchdog.map(interval);
         let mut stopping = false;
         tokio::pin!(shutdown);
-        self.handle(Event::Addresses(host::addresses()));
         loop {
             let wait = self.state.deadline().map(|at| at.since(clock::now()));
             let event = tokio::select! {
@@ -105,16 +104,13 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             None
         };
         let request = match (ask.request, leader) {
-            (local::Request::Prepare(prepare), _) => {
-                self.handle(Event::Addresses(host::addresses()));
-                match keys::fresh() {
-                    Ok(keys) => Request::Prepare(prepare, keys),
-                    Err(error) => {
-                        tracing::error!(%error, "no keys for a login");
-                        return refuse(ask.answer, Refusal::Busy);
-                    }
+            (local::Request::Prepare(prepare), _) => match keys::fresh() {
+                Ok(keys) => Request::Prepare(prepare, keys),
+                Err(error) => {
+                    tracing::error!(%error, "no keys for a login");
+                    return refuse(ask.answer, Refusal::Busy);
                 }
-            }
+            },
             (local::Request::Deliver(deliver), _) => Request::Deliver(Box::new(deliver)),
             (local::Request::Cancel(offer), _) => Request::Cancel(offer),
             (local::Request::Open(open), Some(leader)) => Request::Open(open, leader),
@@ -135,7 +131,6 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
 
     /// One step and what follows from it. `true`: all is over.
     fn handle(&mut self, event: Event) -> bool {
-        let moved = matches!(&event, Event::Channel { event: ChannelEvent::Attached { .. }, .. });
         let fallen = matches!(&event, Event::Tunnel { event: TunnelEvent::Down { .. }, .. });
         let actions = step(&mut self.state, clock::now(), event);
         if fallen || actions.iter().any(|action| matches!(action, Action::StopWatch { .. })) {
@@ -147,9 +142,6 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             over |= self.act(action);
         }
         self.leaders.candidate(None);
-        if moved {
-            return self.handle(Event::Addresses(host::addresses())) || over;
-        }
         over
     }
 
@@ -165,6 +157,7 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             Action::Send { link, message } => self.links.send(link, message),
             Action::Farewell { link, reason } => self.links.farewell(link, reason),
             Action::Disconnect { link } => self.links.disconnect(link),
+            Action::Check { link } => self.links.check(link),
             Action::TunnelUp { number, private, interface } => {
                 self.tunnels.order(number, Order::Up(private, interface))
             }
@@ -175,6 +168,8 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             }
             Action::GroupDown { number, group } => self.tunnels.order(number, Order::GroupDown(group)),
             Action::TunnelDown { number } => self.tunnels.down(number),
+            Action::Reach { number, group, peers } => self.tunnels.order(number, Order::Reach(group, peers)),
+            Action::Look { number, group } => self.tunnels.order(number, Order::Look(group)),
             Action::Log { level, text } => log(level, &text),
             Action::Exit => return true,
         }

@@ -1,9 +1,10 @@
 //! The terminal's daemon.
 //!
 //! [`core`] decides, the other modules act: [`socket`] lets the login module and `cugctl` ask, [`link`] speaks to the management server,
-//! [`watch`] and [`leaders`] notice when a card or a process is gone, [`tunnels`] makes the interfaces (through [`tunnel`]). [`driver`] is
+//! [`watch`] and [`leaders`] notice when a card or a process is gone, [`addresses`] when the network changes, [`tunnels`] makes the interfaces (through [`tunnel`]). [`driver`] is
 //! the one loop between them, [`daemon`] puts it together. [`ctl`] is the user's command.
 
+pub mod addresses;
 pub mod clock;
 pub mod config;
 pub mod core;

@@ -1,23 +1,23 @@
 //! The session channel: TLS to a management server that the card vouches for, then frames in both directions.
 
-use std::{collections::HashMap, future::Future, io, sync::Arc, time::Duration};
+mod dial;
+
+use std::{collections::HashMap, future::Future, io, net::IpAddr, time::Duration};
 
 use cug_proto::{
-    PROTOCOL_VERSION, ProtocolError,
+    ProtocolError,
     frame::{self, HEADER_LEN, MAX_SESSION},
-    login::EXPORTER_LABEL,
-    message::{Attach, ClearReason, ClientMessage, EndReason, ServerMessage},
+    message::{ClearReason, ClientMessage, ServerMessage},
     session::ChannelKeys,
-    trust,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinHandle,
-    time::{interval_at, timeout},
+    time::{Instant, interval_at, sleep_until, timeout},
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::client::TlsStream;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -35,9 +35,14 @@ pub trait Links {
     fn farewell(&mut self, link: LinkId, reason: ClearReason) {
         self.send(link, ClientMessage::Clear(reason));
     }
+    /// Finds out whether an attached channel still works: it closes when the server does not answer within [`CHECK`].
+    fn check(&mut self, link: LinkId);
     /// Cuts the channel without a word; no event follows.
     fn disconnect(&mut self, link: LinkId);
 }
+
+/// How long the server may take to answer when the network has changed and the connection is in doubt.
+pub const CHECK: Duration = Duration::from_secs(2);
 
 /// Session channels over TLS.
 pub struct TlsLinks {
@@ -47,14 +52,26 @@ pub struct TlsLinks {
 }
 
 struct Handle {
-    commands: mpsc::UnboundedSender<ClientMessage>,
+    commands: mpsc::UnboundedSender<Command>,
     task: JoinHandle<()>,
+}
+
+enum Command {
+    Say(ClientMessage),
+    Check,
 }
 
 impl TlsLinks {
     /// Reports to `events`; `limit` bounds each wait for the server.
     pub fn new(events: mpsc::Sender<Event>, limit: Duration) -> Self {
         Self { events, limit, open: HashMap::new() }
+    }
+
+    fn command(&self, link: LinkId, command: Command) {
+        if let Some(handle) = self.open.get(&link) {
+            // A channel that has just closed reports it by itself.
+            let _closed = handle.commands.send(command);
+        }
     }
 }
 
@@ -75,10 +92,11 @@ impl Links for TlsLinks {
     }
 
     fn send(&mut self, link: LinkId, message: ClientMessage) {
-        if let Some(handle) = self.open.get(&link) {
-            // A channel that has just closed reports it by itself.
-            let _closed = handle.commands.send(message);
-        }
+        self.command(link, Command::Say(message));
+    }
+
+    fn check(&mut self, link: LinkId) {
+        self.command(link, Command::Check);
     }
 
     fn disconnect(&mut self, link: LinkId) {
@@ -124,66 +142,30 @@ struct Channel {
     server: String,
     lease: Duration,
     heartbeat: Duration,
+    /// This terminal's address.
+    local: Option<IpAddr>,
 }
 
 /// A whole channel: attach, then read and write until one of them is over.
 async fn converse(
     attachment: Attachment,
-    queue: mpsc::UnboundedReceiver<ClientMessage>,
+    queue: mpsc::UnboundedReceiver<Command>,
     teller: &Teller,
     limit: Duration,
 ) -> Result<(), LinkError> {
-    let Channel { stream, keys, server, lease, heartbeat } = match attach_somewhere(attachment, limit).await? {
+    let Channel { stream, keys, server, lease, heartbeat, local } = match dial::attach(attachment, limit).await? {
         Ok(channel) => channel,
         Err(reason) => {
             teller.tell(ChannelEvent::Ended(reason)).await;
             return Ok(());
         }
     };
-    teller.tell(ChannelEvent::Attached { server, lease }).await;
+    teller.tell(ChannelEvent::Attached { server, lease, local }).await;
     let (reader, writer) = tokio::io::split(stream);
+    let (answered, answers) = watch::channel(OWN_MARKS);
     tokio::select! {
-        result = read(reader, &keys, teller, heartbeat + limit) => result,
-        result = write(writer, queue, heartbeat, limit) => result,
-    }
-}
-
-/// The servers in turn; each has `limit` for everything. The session secret is dropped with the attachment at the end.
-async fn attach_somewhere(attachment: Attachment, limit: Duration) -> Result<Result<Channel, EndReason>, LinkError> {
-    let mut causes = Vec::new();
-    for server in &attachment.servers {
-        match within(limit, attach(server, &attachment)).await {
-            Ok(outcome) => return Ok(outcome),
-            Err(error) => causes.push(format!("{server}: {error}")),
-        }
-    }
-    Err(LinkError::Unreachable(causes.join("; ")))
-}
-
-async fn attach(server: &str, attachment: &Attachment) -> Result<Result<Channel, EndReason>, LinkError> {
-    let tcp = TcpStream::connect(server).await?;
-    tcp.set_nodelay(true)?;
-    let tls = TlsConnector::from(Arc::new(trust::client_config(attachment.ca_pin)?));
-    let mut stream = tls.connect(trust::server_name(), tcp).await?;
-    let mut exporter = [0; 32];
-    stream.get_ref().1.export_keying_material(&mut exporter, EXPORTER_LABEL, None)?;
-    let keys = ChannelKeys::new(attachment.session, &attachment.secret, &exporter);
-
-    let known = attachment.known.clone();
-    let attach = Attach { version: PROTOCOL_VERSION, session: attachment.session, proof: keys.terminal_proof(), known };
-    stream.write_all(&frame::encode(&ClientMessage::Attach(attach), MAX_SESSION)?).await?;
-    stream.flush().await?;
-    let body = read_frame(&mut stream).await?;
-    match frame::decode(&body)? {
-        ServerMessage::Attached(attached) => {
-            keys.verify_server(&attached.proof)?;
-            let lease = Duration::from_secs(u64::from(attached.lease));
-            let heartbeat = Duration::from_secs(u64::from(attached.heartbeat.clamp(1, 3600)));
-            Ok(Ok(Channel { stream, keys, server: server.to_owned(), lease, heartbeat }))
-        }
-        ServerMessage::End(reason) => Ok(Err(reason)),
-        ServerMessage::Unavailable(_) => Err(LinkError::Unavailable),
-        _ => Err(ProtocolError::OutOfOrder.into()),
+        result = read(reader, &keys, teller, &answered, heartbeat + limit) => result,
+        result = write(writer, queue, answers, heartbeat, limit) => result,
     }
 }
 
@@ -192,6 +174,7 @@ async fn read(
     mut reader: impl AsyncRead + Unpin,
     keys: &ChannelKeys,
     teller: &Teller,
+    answered: &watch::Sender<u64>,
     silence: Duration,
 ) -> Result<(), LinkError> {
     loop {
@@ -202,7 +185,10 @@ async fn read(
             ServerMessage::Group(sealed) => ChannelEvent::Group(keys.open_group(&sealed)?),
             ServerMessage::Activate(order) => ChannelEvent::Activate(order),
             ServerMessage::Left(group) => ChannelEvent::Left(group),
-            ServerMessage::Alive(mark) => ChannelEvent::Alive(mark),
+            ServerMessage::Alive(mark) => {
+                answered.send_if_modified(|last| std::mem::replace(last, mark.max(*last)) != *last);
+                ChannelEvent::Alive(mark)
+            }
             ServerMessage::End(reason) => {
                 teller.tell(ChannelEvent::Ended(reason)).await;
                 return Ok(());
@@ -226,30 +212,67 @@ async fn read(
 /// Heartbeats of this module are numbered from here, those of the core from one.
 const OWN_MARKS: u64 = 1 << 63;
 
-/// Sends what is to be sent, and heartbeats.
+/// Sends what is to be sent, and heartbeats; each of them must be answered in time.
 async fn write(
     mut writer: impl AsyncWrite + Unpin,
-    mut queue: mpsc::UnboundedReceiver<ClientMessage>,
+    mut queue: mpsc::UnboundedReceiver<Command>,
+    mut answers: watch::Receiver<u64>,
     heartbeat: Duration,
     limit: Duration,
 ) -> Result<(), LinkError> {
     let mut beats = interval_at(clock::timer() + heartbeat, heartbeat);
     let mut mark = OWN_MARKS;
+    // The oldest heartbeat without an answer, and until when it must come.
+    let mut waiting: Option<(u64, Instant)> = None;
     loop {
-        let message = tokio::select! {
-            message = queue.recv() => message.ok_or(LinkError::Silent)?,
-            _ = beats.tick() => {
-                mark += 1;
-                ClientMessage::Heartbeat(mark)
+        let patience = tokio::select! {
+            command = queue.recv() => match command.ok_or(LinkError::Silent)? {
+                Command::Say(message) => {
+                    say(&mut writer, &message, limit).await?;
+                    continue;
+                }
+                Command::Check => CHECK.min(limit),
+            },
+            _ = beats.tick() => limit,
+            answer = answered(&mut answers, waiting) => {
+                answer?;
+                waiting = None;
+                continue;
             }
+            () = overdue(waiting) => return Err(LinkError::Silent),
         };
-        let frame = frame::encode(&message, MAX_SESSION)?;
-        within(limit, async {
-            writer.write_all(&frame).await?;
-            Ok(writer.flush().await?)
-        })
-        .await?;
+        mark += 1;
+        let by = clock::timer() + patience;
+        waiting = Some(waiting.map_or((mark, by), |(first, earlier)| (first, earlier.min(by))));
+        say(&mut writer, &ClientMessage::Heartbeat(mark), limit).await?;
     }
+}
+
+async fn answered(answers: &mut watch::Receiver<u64>, waiting: Option<(u64, Instant)>) -> Result<(), LinkError> {
+    match waiting {
+        Some((mark, _)) => answers.wait_for(|answer| mark <= *answer).await.map(drop).map_err(|_| LinkError::Silent),
+        None => std::future::pending().await,
+    }
+}
+
+async fn overdue(waiting: Option<(u64, Instant)>) {
+    match waiting {
+        Some((_, by)) => sleep_until(by).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn say(
+    writer: &mut (impl AsyncWrite + Unpin),
+    message: &ClientMessage,
+    limit: Duration,
+) -> Result<(), LinkError> {
+    let frame = frame::encode(message, MAX_SESSION)?;
+    within(limit, async {
+        writer.write_all(&frame).await?;
+        Ok(writer.flush().await?)
+    })
+    .await
 }
 
 async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> Result<Zeroizing<Vec<u8>>, LinkError> {

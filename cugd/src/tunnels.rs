@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     future::Future,
+    net::SocketAddr,
     ops::RangeInclusive,
     sync::Arc,
 };
@@ -15,7 +16,7 @@ use tokio::{
 
 use crate::{
     clock,
-    core::{Event, InterfaceSpec, Number, PeerSpec, TunnelEvent},
+    core::{Event, InterfaceSpec, Number, PeerSpec, Sight, TunnelEvent},
     tunnel::{Backend, DEFAULT_MTU, InterfaceConfig, PeerConfig, PeerStats, Tunnel, TunnelError},
 };
 
@@ -41,6 +42,10 @@ pub enum Order {
     GroupDown(GroupId),
     /// Measure the peers of a group.
     Measure(GroupId, oneshot::Sender<Vec<PeerStats>>),
+    /// Change endpoints and begin handshakes.
+    Reach(GroupId, Vec<(WgPublicKey, Option<SocketAddr>)>),
+    /// Measure the peers of a group; `Seen` follows.
+    Look(GroupId),
 }
 
 /// Tunnels by [`crate::tunnel`].
@@ -169,6 +174,11 @@ impl Worker {
                 Some(tunnel) => tunnel.down().await,
                 None => Ok(()),
             },
+            Order::Reach(group, peers) => match self.groups.get(&group) {
+                Some(tunnel) => unless(stop, tunnel.reach(peers)).await,
+                None => Ok(()),
+            },
+            Order::Look(group) => self.look(group, stop).await,
             Order::Measure(group, answer) => {
                 if let Some(tunnel) = self.groups.get(&group) {
                     unless(stop, async {
@@ -180,6 +190,17 @@ impl Worker {
                 Ok(())
             }
         }
+    }
+
+    async fn look(&self, group: GroupId, stop: &mut watch::Receiver<bool>) -> Result<(), TunnelError> {
+        let Some(tunnel) = self.groups.get(&group) else { return Ok(()) };
+        unless(stop, async {
+            let stats = tunnel.stats(clock::wall()).await?;
+            let sights = stats.iter().map(|peer| (peer.public_key, Sight::from(peer))).collect();
+            self.tell(TunnelEvent::Seen { group, sights }).await;
+            Ok(())
+        })
+        .await
     }
 
     /// Not interrupted by a stop: what it makes must be known here to be taken down.
@@ -247,6 +268,12 @@ async fn rekey(
 ) -> Result<(), TunnelError> {
     tunnel.set_preshared_keys(keys).await?;
     tunnel.rekey(begin).await.map(|_| ())
+}
+
+impl From<&PeerStats> for Sight {
+    fn from(peer: &PeerStats) -> Self {
+        Self { endpoint: peer.endpoint, handshake: peer.last_handshake, received: peer.received, sent: peer.sent }
+    }
 }
 
 impl From<PeerSpec> for PeerConfig {

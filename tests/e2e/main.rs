@@ -12,14 +12,20 @@
 //! * `tools`: programs that were not written here.
 //! * `standby`: another server takes the place of the first.
 //! * `accounts`: passwords that are changed, must be, or are tried too often; accounts that have ended.
+//! * `revocation`: how fast the others drop a member who is no longer one.
+//! * `faults`: the network and the machine misbehave.
+//! * `roaming`: terminals and servers that move, terminals with several addresses.
 
 mod accounts;
 mod enrol;
+mod faults;
 mod frames;
 mod harness;
 mod path;
 mod pulled;
 mod refusals;
+mod revocation;
+mod roaming;
 mod secrets;
 mod server_faults;
 mod sessions;

@@ -34,6 +34,11 @@ pub fn reaches(from: &Space, user: &str, to: [IpAddr; 2]) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// `user` at `from` reaches these addresses, by ping.
+pub fn reaches_by_ping(from: &Space, user: &str, to: [IpAddr; 2]) -> anyhow::Result<()> {
+    to.into_iter().try_for_each(|address| probe::wait_ping(from, user, address, SOON))
+}
+
 /// `user` at `from` reaches none of these addresses.
 pub fn does_not_reach(from: &Space, user: &str, to: [IpAddr; 2]) -> anyhow::Result<()> {
     for address in to {

@@ -11,6 +11,7 @@
 //! * [`login`]: a login through real libpam, step by step.
 //! * [`probe`]: who reaches whom, and what a host has left over.
 //! * [`capture`]: what crossed the LAN.
+//! * [`flow`]: traffic that goes on while something happens, and how long it was interrupted.
 //! * [`memory`]: what a process holds in its memory.
 //! * [`script`]: a terminal and a server that follow a script instead of the protocol.
 //! * [`world`]: the patent's example: one server, four terminals, four users, two groups.
@@ -22,6 +23,7 @@
 pub mod accounts;
 pub mod capture;
 pub mod card;
+pub mod flow;
 pub mod lan;
 pub mod login;
 pub mod machine;

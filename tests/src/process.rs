@@ -118,6 +118,11 @@ impl Daemon {
         self.wait(Duration::from_secs(10)).map(drop)
     }
 
+    /// Ends its standard input.
+    pub fn end_input(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
     /// Lets it run on after this process.
     pub fn leave(self) {
         std::mem::forget(self);

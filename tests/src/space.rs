@@ -254,7 +254,10 @@ impl Drop for Logs {
         let mut files: Vec<_> =
             fs::read_dir(&self.0).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
         files.sort();
-        for file in files.iter().filter(|file| file.extension().is_none_or(|kind| kind != "pcap" && kind != "card")) {
+        for file in files
+            .iter()
+            .filter(|file| file.extension().is_none_or(|kind| kind != "pcap" && kind != "card" && kind != "flow"))
+        {
             let text = fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
             if !text.trim().is_empty() {
                 let from = text.char_indices().rev().nth(SHOWN).map_or(0, |(at, _)| at);

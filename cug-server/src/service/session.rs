@@ -169,7 +169,12 @@ pub fn acceptable(endpoints: &Endpoints) -> bool {
 
 /// Addresses at which another terminal could be reached.
 pub(super) fn usable(addresses: &[IpAddr]) -> Vec<IpAddr> {
-    let usable = |a: &IpAddr| !(a.is_unspecified() || a.is_loopback() || a.is_multicast());
+    // A link-local address means nothing to others: it does not say on which link.
+    let local = |a: &IpAddr| match a {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    };
+    let usable = |a: &IpAddr| !(a.is_unspecified() || a.is_loopback() || a.is_multicast() || local(a));
     addresses.iter().map(IpAddr::to_canonical).filter(usable).take(MAX_ADDRESSES).collect()
 }
 
@@ -180,5 +185,20 @@ fn clear_text(reason: ClearReason) -> &'static str {
         ClearReason::NotOpened => "never opened",
         ClearReason::TerminalStopped => "terminal stopped",
         ClearReason::TunnelFailed => "tunnel failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_that_others_can_use_are_passed_on() {
+        let announced: Vec<IpAddr> =
+            ["fe80::1", "169.254.0.1", "127.0.0.1", "::", "ff02::1", "::ffff:10.0.0.1", "fd00::1"]
+                .map(|a| a.parse().unwrap())
+                .to_vec();
+        assert_eq!(usable(&announced), ["10.0.0.1", "fd00::1"].map(|a| a.parse::<IpAddr>().unwrap()));
+        assert_eq!(usable(&vec!["10.0.0.1".parse().unwrap(); 99]).len(), MAX_ADDRESSES);
     }
 }

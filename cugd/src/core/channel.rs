@@ -4,34 +4,32 @@ use std::time::Duration;
 
 use cug_proto::{
     id::UserId,
-    message::{ClientMessage, EndReason, GroupGrant, KeyAck},
+    message::{ClientMessage, EndReason, GroupGrant, KeyAck, Peers},
 };
+use ipnet::IpNet;
 
 use super::{
     Action, ChannelEvent, LinkId, Stage, State, Time, backoff,
     end::End,
-    groups::{Group, NewKey},
+    groups::{From, Group, NewKey},
     life::{Announcement, Life},
 };
 
 impl State {
     pub(super) fn channel(&mut self, now: Time, link: LinkId, event: ChannelEvent, out: &mut Vec<Action>) {
+        let addresses = self.addresses.clone();
         let Some((user, life)) = self.find(|life| life.channel.link == Some(link)) else {
             return self.goodbye(link, &event, out);
         };
         life.heard(now, &event);
         match event {
-            ChannelEvent::Attached { server, .. } => {
+            ChannelEvent::Attached { server, local, .. } => {
                 life.channel.server = server;
+                life.channel.local = local;
                 life.channel.attached = true;
                 life.channel.known_there = true;
             }
-            ChannelEvent::Peers(change) => {
-                let (number, own, synced) = (life.number, life.public, life.channel.synced);
-                if let Some(group) = life.groups.get_mut(&change.group) {
-                    group.apply(number, &own, synced, change, out);
-                }
-            }
+            ChannelEvent::Peers(change) => life.members(now, &addresses, change, out),
             ChannelEvent::Synced => {
                 life.synced(out);
                 self.advance(&user, out);
@@ -140,6 +138,14 @@ impl Life {
         self.channel.heard = Some(now);
     }
 
+    fn members(&mut self, now: Time, addresses: &[IpNet], change: Peers, out: &mut Vec<Action>) {
+        let (number, own, synced) = (self.number, self.public, self.channel.synced);
+        let from = From { addresses, overlay: &self.overlay() };
+        if let Some(group) = self.groups.get_mut(&change.group) {
+            group.apply(now, number, &own, synced, change, &from, out);
+        }
+    }
+
     fn synced(&mut self, out: &mut Vec<Action>) {
         self.channel.synced = true;
         self.channel.failures = 0;
@@ -149,9 +155,10 @@ impl Life {
         self.groups.values_mut().for_each(|group| group.synced(number, out));
     }
 
-    fn detached(&mut self, now: Time, jitter: u32) {
+    pub fn detached(&mut self, now: Time, jitter: u32) {
         self.channel.link = None;
         self.channel.attached = false;
+        self.channel.local = None;
         self.channel.synced = false;
         self.channel.retry_at = Some(backoff(now, self.channel.failures, jitter));
         self.channel.failures = self.channel.failures.saturating_add(1);

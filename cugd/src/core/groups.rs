@@ -1,6 +1,9 @@
 //! A group of a session: its key, its members, and how both change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use cug_proto::{
     ProtocolError,
@@ -13,7 +16,11 @@ use cug_proto::{
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Action, InterfaceSpec, Number, PeerSpec};
+use super::{
+    Action, InterfaceSpec, Number, PeerSpec, Time,
+    endpoints::{Path, candidates},
+    roam::Calls,
+};
 use crate::tunnel::InterfaceName;
 
 /// A group of a session.
@@ -30,12 +37,22 @@ pub(super) struct Group {
     /// Revision of the last message; becomes `revision` with `Synced`.
     seen: Option<u64>,
     pub peers: BTreeMap<UserId, Peer>,
+    /// The way to each of them.
+    pub paths: BTreeMap<WgPublicKey, Path>,
     /// Members that a snapshot under way has not named yet.
     stale: BTreeSet<UserId>,
     /// The interface was ordered.
     pub ordered: bool,
     /// The interface stands and listens here.
     pub port: Option<u16>,
+}
+
+/// Where this terminal stands.
+pub(super) struct From<'a> {
+    /// Its addresses.
+    pub addresses: &'a [IpNet],
+    /// The networks of its groups.
+    pub overlay: &'a [IpNet],
 }
 
 /// What a group's key from the server means here.
@@ -68,6 +85,7 @@ impl Group {
             revision: None,
             seen: None,
             peers: BTreeMap::new(),
+            paths: BTreeMap::new(),
             stale: BTreeSet::new(),
             ordered: false,
             port: None,
@@ -91,13 +109,28 @@ impl Group {
         }
     }
 
+    /// The networks of the group.
+    pub fn networks(&self) -> [IpNet; 2] {
+        [self.prefix4.into(), self.prefix6.into()]
+    }
+
     /// Takes changes in, and passes them on to the interface when it stands.
-    pub fn apply(&mut self, number: Number, own: &WgPublicKey, synced: bool, change: Peers, out: &mut Vec<Action>) {
+    #[expect(clippy::too_many_arguments, reason = "of one caller; a struct for them would have no other use")]
+    pub fn apply(
+        &mut self,
+        now: Time,
+        number: Number,
+        own: &WgPublicKey,
+        synced: bool,
+        change: Peers,
+        from: &From<'_>,
+        out: &mut Vec<Action>,
+    ) {
         if change.full {
             self.stale = self.peers.keys().cloned().collect();
         }
         let mut gone: Vec<WgPublicKey> = change.gone.iter().filter_map(|user| self.forget(user)).collect();
-        let mut news = Vec::new();
+        let (mut news, mut calls) = (Vec::new(), Calls::new());
         for peer in change.present {
             self.stale.remove(&peer.user);
             if !self.acceptable(own, &peer) {
@@ -108,8 +141,11 @@ impl Group {
                 gone.extend(self.forget(&peer.user));
             } else if self.peers.get(&peer.user) != Some(&peer) {
                 let former = self.peers.get(&peer.user).map(|former| former.wg_public_key);
-                gone.extend(former.filter(|key| *key != peer.wg_public_key));
-                news.push(peer.user.clone());
+                if let Some(key) = former.filter(|key| *key != peer.wg_public_key) {
+                    self.paths.remove(&key);
+                    gone.push(key);
+                }
+                news.push((peer.user.clone(), self.place(now, &peer, from, &mut calls)));
                 self.peers.insert(peer.user.clone(), peer);
             }
         }
@@ -119,10 +155,31 @@ impl Group {
         }
         self.remove(number, gone, out);
         if self.port.is_some() {
-            let peers = news.iter().filter_map(|user| self.peers.get(user)).map(|peer| self.spec(own, peer));
+            let peers = news.iter().filter_map(|(user, at)| self.peers.get(user).map(|peer| self.spec(own, peer, *at)));
             let peers: Vec<_> = peers.collect();
             if !peers.is_empty() {
                 out.push(Action::UpsertPeers { number, group: self.grant.id, peers });
+            }
+            self.call(number, calls, out);
+        }
+    }
+
+    /// Where WireGuard is told that a new or changed member sits; `None` leaves what it knows. A member in a running session is called there.
+    fn place(&mut self, now: Time, peer: &Peer, from: &From<'_>, calls: &mut Calls) -> Option<SocketAddr> {
+        let candidates = candidates(&peer.endpoints, from.addresses, from.overlay);
+        match self.paths.get_mut(&peer.wg_public_key) {
+            Some(path) => {
+                let at = path.announced(now, candidates);
+                if at.is_some() && path.is_live() {
+                    calls.push((peer.wg_public_key, None));
+                }
+                at
+            }
+            None => {
+                let path = Path::new(candidates);
+                let at = path.current();
+                self.paths.insert(peer.wg_public_key, path);
+                at
             }
         }
     }
@@ -142,7 +199,8 @@ impl Group {
     }
 
     pub fn upsert_all(&self, number: Number, own: &WgPublicKey, out: &mut Vec<Action>) {
-        let peers: Vec<_> = self.peers.values().map(|peer| self.spec(own, peer)).collect();
+        let at = |peer: &Peer| self.paths.get(&peer.wg_public_key).and_then(Path::current);
+        let peers: Vec<_> = self.peers.values().map(|peer| self.spec(own, peer, at(peer))).collect();
         if !peers.is_empty() {
             out.push(Action::UpsertPeers { number, group: self.grant.id, peers });
         }
@@ -186,7 +244,9 @@ impl Group {
 
     fn forget(&mut self, user: &UserId) -> Option<WgPublicKey> {
         self.stale.remove(user);
-        self.peers.remove(user).map(|peer| peer.wg_public_key)
+        let key = self.peers.remove(user).map(|peer| peer.wg_public_key)?;
+        self.paths.remove(&key);
+        Some(key)
     }
 
     fn remove(&self, number: Number, peers: Vec<WgPublicKey>, out: &mut Vec<Action>) {
@@ -211,11 +271,11 @@ impl Group {
             && !self.peers.values().any(clashes)
     }
 
-    fn spec(&self, own: &WgPublicKey, peer: &Peer) -> PeerSpec {
+    fn spec(&self, own: &WgPublicKey, peer: &Peer, endpoint: Option<SocketAddr>) -> PeerSpec {
         PeerSpec {
             public_key: peer.wg_public_key,
             preshared_key: self.pair_key(own, &peer.wg_public_key),
-            endpoint: peer.endpoints.first().copied(),
+            endpoint,
             allowed_ips: vec![
                 IpNet::from(std::net::IpAddr::V4(peer.address4)),
                 IpNet::from(std::net::IpAddr::V6(peer.address6)),

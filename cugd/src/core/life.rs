@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
+use ipnet::IpNet;
+
 use cug_proto::{
     ProtocolError,
     id::GroupId,
@@ -38,6 +40,8 @@ pub(super) struct Life {
     pub open_by: Option<Time>,
     /// Something of the tunnel was ordered, so it must be taken down; also when the group was left since.
     pub has_tunnel: bool,
+    /// When to look at the paths to the members.
+    pub look_at: Option<Time>,
     waiting: Vec<(Token, Waiter)>,
 }
 
@@ -64,6 +68,8 @@ pub(super) enum Announcement {
 pub(super) struct Channel {
     pub link: Option<LinkId>,
     pub attached: bool,
+    /// This terminal's address on it.
+    pub local: Option<IpAddr>,
     /// It was attached before.
     pub known_there: bool,
     pub synced: bool,
@@ -118,6 +124,7 @@ impl Life {
             channel: Channel {
                 link: None,
                 attached: false,
+                local: None,
                 known_there: false,
                 synced: false,
                 server: deliver.server,
@@ -131,13 +138,14 @@ impl Life {
             settled: false,
             open_by: Some(now + settings.server_timeout),
             has_tunnel: false,
+            look_at: None,
             waiting: Vec::new(),
         })
     }
 
     /// The next time at which something is due.
     pub fn deadline(&self) -> Time {
-        let due = [self.open_by, self.channel.retry_at];
+        let due = [self.open_by, self.channel.retry_at, self.look_at];
         due.into_iter().flatten().fold(self.channel.lease_until, Time::min)
     }
 
@@ -216,14 +224,14 @@ impl Life {
     }
 
     /// Tells the server where this terminal can be reached, when that is due and possible; `mark` numbers the heartbeat after it.
-    pub fn announce(&mut self, mark: u64, addresses: &[IpAddr], out: &mut Vec<Action>) {
+    pub fn announce(&mut self, mark: u64, addresses: &[IpNet], out: &mut Vec<Action>) {
         let Some(link) = self.channel.link else { return };
         if self.announcement != Announcement::Due || !self.channel.synced || self.raising() {
             return;
         }
         let ports =
             self.groups.values().filter_map(|g| g.port.map(|port| GroupPort { group: g.grant.id, port })).collect();
-        let addresses = addresses.iter().take(MAX_ADDRESSES).copied().collect();
+        let addresses = addresses.iter().take(MAX_ADDRESSES).map(IpNet::addr).collect();
         out.push(Action::Send { link, message: ClientMessage::Endpoints(Endpoints { ports, addresses }) });
         out.push(Action::Send { link, message: ClientMessage::Heartbeat(mark) });
         self.announcement = Announcement::Sent(mark);
@@ -242,8 +250,11 @@ impl Life {
         let known = self.groups.values().filter_map(|group| {
             Some(Known { group: group.grant.id, revision: group.revision?, epoch: group.grant.epoch })
         });
+        // The one that answered last comes first: they are equal, and it knows this session.
+        let mut servers = self.servers.clone();
+        servers.sort_by_key(|server| *server != self.channel.server);
         Attachment {
-            servers: self.servers.clone(),
+            servers,
             ca_pin: self.ca_pin,
             session: self.session,
             secret: self.secret.duplicate(),

@@ -29,16 +29,18 @@
 
 mod channel;
 mod end;
+mod endpoints;
 mod groups;
 mod life;
 mod requests;
+mod roam;
 #[cfg(test)]
 mod tests;
 mod time;
 mod types;
 mod view;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use cug_proto::{
     id::UserId,
@@ -47,6 +49,8 @@ use cug_proto::{
 };
 
 use end::End;
+pub use endpoints::Sight;
+use ipnet::IpNet;
 use life::{Life, Waiter};
 pub use time::Time;
 pub use types::*;
@@ -62,7 +66,7 @@ pub struct State {
     falling: BTreeMap<Number, Falling>,
     /// Channels that only say goodbye, with the time at which they are cut.
     farewells: BTreeMap<LinkId, Time>,
-    addresses: Vec<IpAddr>,
+    addresses: Vec<IpNet>,
     stopping: bool,
 }
 
@@ -107,7 +111,7 @@ pub fn step(state: &mut State, now: Time, event: Event) -> Vec<Action> {
         Event::Watch { number, event } => state.watch(now, number, event, out),
         Event::Channel { link, event } => state.channel(now, link, event, out),
         Event::Tunnel { number, event } => state.tunnel(now, number, event, out),
-        Event::Addresses(addresses) => state.addresses(addresses, out),
+        Event::Addresses(addresses) => state.addresses(now, addresses, out),
         Event::Tick => {}
         Event::Shutdown => state.shutdown(now, out),
     }
@@ -173,6 +177,7 @@ impl State {
                 self.end(now, &user, &end, None, out);
             }
             self.reconnect(now, &user, out);
+            self.look(now, &user, out);
         }
         self.expire_goodbyes(now, out);
     }
@@ -223,6 +228,7 @@ impl State {
                 life.raised(group, port, out);
                 self.advance(&user, out);
             }
+            TunnelEvent::Seen { group, sights } => self.seen(now, number, group, &sights, out),
             TunnelEvent::Failed(cause) => self.end(now, &user, &End::Tunnel(cause), None, out),
             TunnelEvent::Down { .. } => {}
         }
@@ -261,20 +267,6 @@ impl State {
             }
             let groups = life.opened();
             life.answer(out, |_| Some(Reply::Opened(Opened { groups: groups.clone() })));
-        }
-    }
-
-    fn addresses(&mut self, addresses: Vec<IpAddr>, out: &mut Vec<Action>) {
-        if self.addresses == addresses {
-            return;
-        }
-        self.addresses = addresses;
-        let mark = self.next();
-        for session in self.sessions.values_mut() {
-            if let Stage::Up(life) = &mut session.stage {
-                life.announcement = life::Announcement::Due;
-                life.announce(mark, &self.addresses, out);
-            }
         }
     }
 

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use cug_proto::{
     id::UserId,
     local::{Deliver, LOCAL_VERSION, Offer, OfferId, Open, Opened, Prepare, Refusal, Reply},
-    message::Purpose,
+    message::{MAX_ADDRESSES, Purpose},
 };
+use ipnet::IpNet;
 
 use super::{
     Action, FreshKeys, Leader, MAX_OFFERS, OFFER_TIME, Offered, Request, Session, Stage, State, Time, Token,
@@ -49,7 +50,7 @@ impl State {
             servers: self.settings.servers.clone(),
             server_timeout_ms: u32::try_from(self.settings.server_timeout.as_millis()).unwrap_or(u32::MAX),
             host_name: self.settings.host_name.clone(),
-            addresses: self.addresses.clone(),
+            addresses: self.addresses.iter().take(MAX_ADDRESSES).map(IpNet::addr).collect(),
             card_wait_ms: u32::try_from(self.settings.card_wait.as_millis()).unwrap_or(u32::MAX),
             readers: self.settings.readers.clone(),
             exempt: self.settings.exempt.clone(),

@@ -15,7 +15,7 @@ use cug_proto::{
 };
 use ipnet::IpNet;
 
-use super::Time;
+use super::{Sight, Time};
 use crate::tunnel::InterfaceName;
 
 /// A request that is to be answered once.
@@ -128,8 +128,8 @@ pub enum Event {
         /// What.
         event: TunnelEvent,
     },
-    /// This terminal's addresses, as they are now.
-    Addresses(Vec<IpAddr>),
+    /// Addresses or routes of this terminal changed: its addresses, each with its subnet.
+    Addresses(Vec<IpNet>),
     /// The time of [`super::State::deadline`] has come.
     Tick,
     /// The daemon is to stop.
@@ -172,6 +172,8 @@ pub enum ChannelEvent {
         server: String,
         /// How long the server keeps the session without a sign of life.
         lease: Duration,
+        /// This terminal's address on that connection.
+        local: Option<IpAddr>,
     },
     /// Members of a group.
     Peers(Peers),
@@ -211,6 +213,13 @@ pub enum TunnelEvent {
     Down {
         /// What could not be removed.
         leftover: Option<String>,
+    },
+    /// Answer to [`Action::Look`].
+    Seen {
+        /// The group.
+        group: GroupId,
+        /// Its members, by key.
+        sights: Vec<(WgPublicKey, Sight)>,
     },
 }
 
@@ -331,6 +340,27 @@ pub enum Action {
     },
     /// All is down; end the process.
     Exit,
+    /// Find out whether an attached channel still works, soon: the network changed. It closes if it does not.
+    Check {
+        /// Which.
+        link: LinkId,
+    },
+    /// Send to these members from now on there (`None`: where it goes already), and begin handshakes at once.
+    Reach {
+        /// Whose.
+        number: Number,
+        /// In which group.
+        group: GroupId,
+        /// Who and where.
+        peers: Vec<(WgPublicKey, Option<SocketAddr>)>,
+    },
+    /// Measure the members of a group; [`TunnelEvent::Seen`] follows.
+    Look {
+        /// Whose.
+        number: Number,
+        /// Which group.
+        group: GroupId,
+    },
 }
 
 impl Action {

@@ -34,6 +34,10 @@ pub trait Driver: Send + Sync {
     /// Starts handshakes although sessions are running.
     fn rekey(&self, peers: Vec<PublicKey>) -> BoxFuture<'_, Result<Rekey, TunnelError>>;
 
+    /// Sends something authenticated to each of these peers now, at their present endpoints; also when a handshake is under way that went
+    /// elsewhere. Does not wait for answers for longer than half a second.
+    fn call(&self, peers: Vec<PublicKey>) -> BoxFuture<'_, Result<(), TunnelError>>;
+
     /// What is known of all peers.
     fn stats(&self, now: SystemTime) -> BoxFuture<'_, Result<Vec<PeerStats>, TunnelError>>;
 

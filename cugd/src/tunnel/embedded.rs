@@ -104,6 +104,10 @@ impl Driver for EmbeddedDriver {
         self.ask(|answer| Command::Rekey { peers, answer })
     }
 
+    fn call(&self, peers: Vec<PublicKey>) -> BoxFuture<'_, Result<(), TunnelError>> {
+        self.ask(|answer| Command::Call { peers, answer })
+    }
+
     fn stats(&self, _: SystemTime) -> BoxFuture<'_, Result<Vec<PeerStats>, TunnelError>> {
         self.ask(|answer| Command::Stats { answer })
     }

@@ -140,6 +140,23 @@ impl Driver for KernelDriver {
         async { Ok(Rekey::ByItself) }.boxed()
     }
 
+    /// The kernel sends a keepalive, or begins a handshake, when persistent keepalives are switched on.
+    fn call(&self, peers: Vec<PublicKey>) -> BoxFuture<'_, Result<(), TunnelError>> {
+        async move {
+            for seconds in [25, 0] {
+                let peers = peers.clone();
+                let set = move |update: DeviceUpdate| {
+                    peers.iter().fold(update, |update, peer| {
+                        update.add_peer(PeerConfigBuilder::new(&Key(*peer)).set_persistent_keepalive_interval(seconds))
+                    })
+                };
+                self.apply("to call peers", set).await?;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
     fn stats(&self, now: SystemTime) -> BoxFuture<'_, Result<Vec<PeerStats>, TunnelError>> {
         let name = self.kernel_name;
         let read = move || {

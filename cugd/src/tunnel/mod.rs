@@ -288,6 +288,22 @@ impl Tunnel {
         within("renewing sessions", self.driver.rekey(peers)).await
     }
 
+    /// Says where peers sit now (`None`: where they were) and asks them for a sign of life, which tells them where this terminal sits. Running
+    /// sessions stay. Returns within half a second, whether they have answered or not.
+    ///
+    /// # Errors
+    /// Refused as a whole when a peer is not known.
+    pub async fn reach(&self, peers: Vec<(PublicKey, Option<SocketAddr>)>) -> Result<(), TunnelError> {
+        let roster = self.roster.lock().await;
+        roster.require(peers.iter().map(|(peer, _)| peer))?;
+        for (peer, endpoint) in &peers {
+            if let Some(endpoint) = endpoint {
+                within("changing a peer's address", self.driver.set_endpoint(*peer, *endpoint)).await?;
+            }
+        }
+        within("calling peers", self.driver.call(peers.into_iter().map(|(peer, _)| peer).collect())).await
+    }
+
     /// All peers, in no particular order. `now` turns the kernel's wall-clock times into ages.
     ///
     /// # Errors

@@ -222,7 +222,7 @@ impl Tunnels for TunnelDouble {
             Order::Remove(group, peers) => self.journal.note(format!("remove {group} {}", peers.len())),
             Order::Rekey(group, ..) => self.journal.note(format!("rekey {group}")),
             Order::GroupDown(group) => self.journal.note(format!("group down {group}")),
-            Order::Measure(..) => {}
+            Order::Measure(..) | Order::Reach(..) | Order::Look(_) => {}
         }
     }
 

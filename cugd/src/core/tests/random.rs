@@ -37,6 +37,8 @@ enum Happening {
     Closed(usize, u32),
     Wait(u64),
     Moved(u8),
+    CutOff,
+    Seen(usize, u8, u64, u64),
     Look,
 }
 
@@ -66,7 +68,9 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => n().prop_map(Ended),
         2 => (n(), any::<u32>()).prop_map(|(n, j)| Closed(n, j)),
         3 => (1u64..20_000).prop_map(Wait),
-        1 => (1u8..9).prop_map(Moved),
+        2 => (1u8..4).prop_map(Moved),
+        1 => Just(CutOff),
+        3 => (n(), 90u8..110, 0u64..3, 0u64..3).prop_map(|(n, key, received, sent)| Seen(n, key, received, sent)),
         1 => Just(Look),
     ]
 }
@@ -154,7 +158,15 @@ impl Run {
             }
             Happening::Closed(n, jitter) => say(n, ChannelEvent::Closed { cause: "reset".into(), jitter }, world),
             Happening::Wait(ms) => world.advance(Duration::from_millis(ms)),
-            Happening::Moved(n) => world.event(Event::Addresses(vec![[10, 0, 0, n].into()])),
+            Happening::Moved(n) => world.event(Event::Addresses(vec![IpNet::new([10, 0, 0, n].into(), 24).unwrap()])),
+            Happening::CutOff => world.event(Event::Addresses(vec![])),
+            Happening::Seen(n, key, received, sent) => {
+                if let Some(number) = pick(n, world.tunnels.len()).and_then(|i| world.tunnels.keys().nth(i).copied()) {
+                    let sight = Sight { received, sent, ..Sight::default() };
+                    let event = TunnelEvent::Seen { group: GROUP, sights: vec![([key; 32], sight)] };
+                    world.event(Event::Tunnel { number, event });
+                }
+            }
             Happening::Look => drop(world.ask(Request::Peers(Viewer::All))),
         }
         self.settle();

@@ -418,3 +418,75 @@ fn one_process_may_lead_sessions_of_two_users() {
     world.event(Event::Shutdown);
     assert!(world.leaders.is_empty());
 }
+
+fn at(address: &str) -> Event {
+    Event::Addresses(vec![address.parse().unwrap()])
+}
+
+#[test]
+fn a_terminal_that_moves_attaches_at_once_and_calls_those_it_talks_to() {
+    let (mut world, number, link, _) = up();
+    let talks = Sight { handshake: Some(Duration::from_secs(3)), received: 900, sent: 900, endpoint: None };
+    let sights = vec![([50; 32], talks), ([150; 32], Sight::default())];
+    world.event(Event::Tunnel { number, event: TunnelEvent::Seen { group: GROUP, sights } });
+    // The channel's own address is still there: it is only asked.
+    world.event(Event::Addresses(vec!["10.0.0.1/24".parse().unwrap(), "10.9.0.1/24".parse().unwrap()]));
+    assert_eq!(world.links[&link].checks, 1);
+    assert!(
+        matches!(world.links[&link].sent.last_chunk(), Some([ClientMessage::Endpoints(told), _]) if told.addresses.len() == 2)
+    );
+    assert_eq!(world.tunnels[&number].calls, [([50; 32], None)], "nobody else is called");
+    // Cut off: nothing is torn down, and nothing is tried without an address.
+    world.event(Event::Addresses(vec![]));
+    assert!(world.links.contains_key(&link));
+    world.event(at("10.9.0.1/24"));
+    assert!(!world.links.contains_key(&link), "its address is gone");
+    let next = *world.links.keys().next().expect("attached anew in the same step");
+    world.attach(next);
+    world.say(next, ChannelEvent::Synced);
+    assert!(matches!(world.links[&next].sent.as_slice(), [ClientMessage::Endpoints(_), ClientMessage::Heartbeat(_)]));
+    assert_eq!(only(&mut world).state, "up");
+}
+
+#[test]
+fn a_network_that_comes_back_ends_the_pause() {
+    let (mut world, _, link, _) = up();
+    for _ in 0..9 {
+        let link = world.links.keys().next().copied().unwrap_or(link);
+        world.say(link, ChannelEvent::Closed { cause: "unreachable".into(), jitter: u32::MAX });
+        world.advance(Duration::from_secs(6));
+    }
+    assert!(world.links.is_empty(), "the pause is long by now");
+    world.event(at("10.0.0.1/24"));
+    assert_eq!(world.links.len(), 1);
+}
+
+#[test]
+fn a_member_moves_and_only_then_its_endpoint_is_changed() {
+    let (mut world, number, link, _) = up();
+    let mut moved = peer(GROUP, 2, 50);
+    moved.endpoints.insert(0, "10.5.0.2:51820".parse().unwrap());
+    world.say(link, change(2, false, vec![moved.clone()], &[]));
+    assert_eq!(world.tunnels[&number].endpoints[&[50; 32]], "10.0.0.2:51820".parse().unwrap(), "it works: it stays");
+    moved.endpoints.truncate(1);
+    world.say(link, change(3, false, vec![moved], &[]));
+    assert_eq!(world.tunnels[&number].endpoints[&[50; 32]], "10.5.0.2:51820".parse().unwrap());
+}
+
+#[test]
+fn the_next_endpoint_is_tried_when_the_first_is_silent() {
+    let (mut world, number, link, _) = up();
+    let mut both = peer(GROUP, 2, 51);
+    both.endpoints.push("[fd00:9::2]:51820".parse().unwrap());
+    world.say(link, change(2, false, vec![both], &[]));
+    world.advance(Duration::from_secs(2));
+    let looks = world.tunnels[&number].looks;
+    assert!(looks > 0);
+    for sent in [148, 148, 148] {
+        let sight = Sight { sent, ..Sight::default() };
+        let sights = vec![([51; 32], sight)];
+        world.event(Event::Tunnel { number, event: TunnelEvent::Seen { group: GROUP, sights } });
+        world.advance(Duration::from_secs(1));
+    }
+    assert_eq!(world.tunnels[&number].calls, [([51; 32], Some("[fd00:9::2]:51820".parse().unwrap()))]);
+}

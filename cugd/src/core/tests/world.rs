@@ -27,6 +27,9 @@ pub struct TunnelDouble {
     pub raised: BTreeSet<u32>,
     pub peers: BTreeMap<(u32, WgPublicKey), [u8; 32]>,
     pub falling: bool,
+    pub calls: Vec<(WgPublicKey, Option<std::net::SocketAddr>)>,
+    pub looks: u32,
+    pub endpoints: BTreeMap<WgPublicKey, std::net::SocketAddr>,
     /// From then on the core need not wait for it any longer.
     late: Option<Time>,
 }
@@ -37,6 +40,7 @@ pub struct LinkDouble {
     pub known: usize,
     pub sent: Vec<ClientMessage>,
     pub farewell: Option<ClearReason>,
+    pub checks: u32,
 }
 
 pub struct World {
@@ -242,6 +246,7 @@ impl World {
             }
             Action::Disconnect { link } => assert!(self.links.remove(&link).is_some()),
             Action::Log { .. } => {}
+            Action::Check { link } => self.links.get_mut(&link).expect("an open channel").checks += 1,
             Action::Exit => self.exited = true,
             tunnel => self.tunnel(tunnel),
         }
@@ -262,6 +267,7 @@ impl World {
                 assert!(tunnel.raised.contains(&group) && !peers.is_empty());
                 for peer in peers {
                     tunnel.peers.insert((group, peer.public_key), *peer.preshared_key.expose());
+                    tunnel.endpoints.extend(peer.endpoint.map(|endpoint| (peer.public_key, endpoint)));
                 }
             }
             Action::RemovePeers { number, group, peers } => {
@@ -282,6 +288,19 @@ impl World {
                 assert!(tunnel.ordered.remove(&group));
                 tunnel.raised.remove(&group);
                 tunnel.peers.retain(|(of, _), _| *of != group);
+            }
+            Action::Reach { number, group, peers } => {
+                let tunnel = self.live(number);
+                assert!(!peers.is_empty());
+                for (peer, endpoint) in peers {
+                    assert!(tunnel.peers.contains_key(&(group, peer)), "a call to somebody unknown");
+                    tunnel.calls.push((peer, endpoint));
+                }
+            }
+            Action::Look { number, group } => {
+                let tunnel = self.live(number);
+                assert!(tunnel.raised.contains(&group));
+                tunnel.looks += 1;
             }
             Action::TunnelDown { number } => {
                 let late = self.now + FALL_TIME;
@@ -374,6 +393,13 @@ impl World {
     }
 
     pub fn attach(&mut self, link: LinkId) {
-        self.say(link, ChannelEvent::Attached { server: "two:2".into(), lease: Duration::from_secs(90) });
+        self.say(
+            link,
+            ChannelEvent::Attached {
+                server: "two:2".into(),
+                lease: Duration::from_secs(90),
+                local: Some([10, 0, 0, 1].into()),
+            },
+        );
     }
 }

@@ -31,6 +31,8 @@ type Answer<T> = oneshot::Sender<Result<T, TunnelError>>;
 const PIECE: usize = 50;
 /// Size of a handshake initiation in bytes.
 const INITIATION: usize = 148;
+/// How long a call may wait: gotatun looks once in a quarter of a second whether an initiation is to be sent again.
+const CALL: Duration = Duration::from_millis(300);
 /// How long a rekey waits for handshakes to complete; the engine goes on asking by itself.
 const HANDSHAKE: Duration = Duration::from_millis(250);
 
@@ -48,6 +50,8 @@ pub(super) enum Command {
     Remove { peers: Vec<PublicKey>, answer: Answer<()> },
     /// Start handshakes.
     Rekey { peers: Vec<PublicKey>, answer: Answer<Rekey> },
+    /// Start handshakes, also where one is under way.
+    Call { peers: Vec<PublicKey>, answer: Answer<()> },
     /// Report on the peers.
     Stats { answer: Answer<Vec<PeerStats>> },
     /// End.
@@ -118,6 +122,7 @@ async fn serve(engine: &Engine, heard: &mut HashSet<PublicKey>, command: Command
             drop(answer.send(remove(engine, &peers).await));
         }
         Command::Rekey { peers, answer } => drop(answer.send(rekey(engine, &peers).await)),
+        Command::Call { peers, answer } => drop(answer.send(call(engine, &peers).await)),
         Command::Stats { answer } => drop(answer.send(Ok(stats(engine, heard).await))),
         Command::Stop { answer } => drop(answer.send(Ok(()))),
     }
@@ -208,6 +213,17 @@ async fn rekey(engine: &Engine, peers: &[PublicKey]) -> Result<Rekey, TunnelErro
     let _ = timeout(HANDSHAKE, join_all(keys.iter().map(|key| engine.force_handshake(key)))).await;
     set_timers(engine, peers, None).await?;
     Ok(Rekey::Started)
+}
+
+/// As [`rekey`]. An initiation that is under way, to where the peer was before, would only be repeated after five seconds; so repeating is due
+/// at once, too.
+async fn call(engine: &Engine, peers: &[PublicKey]) -> Result<(), TunnelError> {
+    let at_once = Duration::ZERO..=Duration::ZERO;
+    let due = TimerParams { rekey_after_time: at_once.clone(), rekey_timeout: at_once, ..TimerParams::default() };
+    set_timers(engine, peers, Some(&due)).await?;
+    let keys: Vec<_> = peers.iter().map(|peer| x25519::PublicKey::from(*peer)).collect();
+    let _ = timeout(CALL, join_all(keys.iter().map(|key| engine.force_handshake(key)))).await;
+    set_timers(engine, peers, None).await
 }
 
 async fn set_timers(engine: &Engine, peers: &[PublicKey], timers: Option<&TimerParams>) -> Result<(), TunnelError> {

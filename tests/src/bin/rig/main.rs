@@ -5,6 +5,7 @@ mod init;
 mod net;
 mod ns;
 mod pty;
+mod trickle;
 
 use std::process::ExitCode;
 
@@ -19,7 +20,8 @@ fn main() -> ExitCode {
         ["exchange", address, limit_ms, payload] => net::exchange(address, limit_ms, payload),
         ["capture", interface] => net::capture(interface),
         ["local", path] => net::local(path),
-        _ => Err(anyhow::anyhow!("rig: init | enter | pty | echo | exchange | capture | local")),
+        ["trickle", address] => trickle::run(address),
+        _ => Err(anyhow::anyhow!("rig: init | enter | pty | echo | exchange | capture | local | trickle")),
     };
     match result {
         Ok(code) => ExitCode::from(code),
