@@ -2,8 +2,15 @@
 
 use std::net::IpAddr;
 
-use cug_proto::{id::HostName, message::MAX_ADDRESSES};
-use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, unistd::gethostname};
+use cug_proto::{
+    id::{HostName, UserId},
+    message::MAX_ADDRESSES,
+};
+use nix::{
+    ifaddrs::getifaddrs,
+    net::if_::InterfaceFlags,
+    unistd::{User, gethostname},
+};
 
 use crate::tunnel::InterfaceName;
 
@@ -12,6 +19,12 @@ pub fn name() -> Option<HostName> {
     let name = gethostname().ok()?.into_string().ok()?;
     let allowed = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '-' };
     name.chars().map(allowed).take(HostName::MAX).collect::<String>().parse().ok()
+}
+
+/// The user ID of an account other than root. Asks the system's name services, which may block.
+pub fn account(user: &UserId) -> Option<u32> {
+    let account = User::from_name(user.as_str()).ok()??;
+    (!account.uid.is_root()).then(|| account.uid.as_raw())
 }
 
 /// Addresses at which others can reach this workstation: of interfaces that are up, neither loopback nor ours, neither

@@ -190,14 +190,14 @@ impl Life {
     }
 
     /// Orders the interfaces that are not there yet.
-    pub fn raise_missing(&mut self, out: &mut Vec<Action>) {
+    pub fn raise_missing(&mut self, uid: u32, out: &mut Vec<Action>) {
         for group in self.groups.values_mut().filter(|group| !group.ordered) {
             group.ordered = true;
             self.has_tunnel = true;
             out.push(Action::TunnelUp {
                 number: self.number,
                 private: self.private.clone(),
-                interface: group.interface(),
+                interface: group.interface(uid),
             });
         }
     }
@@ -234,8 +234,8 @@ impl Life {
         self.settled || (!self.raising() && self.channel.synced && self.announcement == Announcement::Confirmed)
     }
 
-    pub fn opened(&self) -> Vec<OpenedGroup> {
-        self.groups.values().map(Group::opened).collect()
+    pub fn opened(&self, guard: &str) -> Vec<OpenedGroup> {
+        self.groups.values().map(|group| group.opened(guard)).collect()
     }
 
     pub fn attachment(&self) -> Attachment {

@@ -23,7 +23,7 @@ impl State {
             }
             Request::Deliver(deliver) => self.deliver(now, token, *deliver, out),
             Request::Cancel(offer) => self.cancel(now, token, offer, out),
-            Request::Open(open, leader) => self.open(now, token, &open, leader, out),
+            Request::Open(open, leader, uid) => self.open(now, token, &open, (leader, uid), out),
             Request::Close(user, leader) => self.close(now, token, &user, leader, out),
             Request::Status(viewer) => {
                 let reply = Reply::Status(self.status(now, &viewer));
@@ -83,10 +83,11 @@ impl State {
         life.wait(token, Waiter::Delivered);
         out.push(Action::StartWatch { number, card: life.card.clone() });
         out.push(Action::info(&format!("session of {user} granted by {}", life.channel.server)));
-        let session = self
-            .sessions
-            .entry(user.clone())
-            .or_insert_with(|| Session { stage: Stage::Suspended, leaders: BTreeMap::new() });
+        let session = self.sessions.entry(user.clone()).or_insert_with(|| Session {
+            stage: Stage::Suspended,
+            uid: None,
+            leaders: BTreeMap::new(),
+        });
         session.stage = Stage::Granted(Box::new(life));
     }
 
@@ -98,7 +99,7 @@ impl State {
         }
     }
 
-    fn open(&mut self, now: Time, token: Token, open: &Open, leader: Leader, out: &mut Vec<Action>) {
+    fn open(&mut self, now: Time, token: Token, open: &Open, (leader, uid): (Leader, u32), out: &mut Vec<Action>) {
         let server_timeout = self.settings.server_timeout;
         let known = self.leads(leader);
         let user = &open.user;
@@ -122,6 +123,7 @@ impl State {
             life.open_by = Some(life.open_by.map_or(now + server_timeout, |by| by.max(now + server_timeout)));
         }
         *session.leaders.entry(leader).or_default() += 1;
+        session.uid = Some(uid);
         if !known {
             out.push(Action::WatchLeader(leader));
         }

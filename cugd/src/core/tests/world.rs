@@ -13,6 +13,7 @@ use cug_proto::{
     message::{
         ClearReason, ClientMessage, Grant, GroupGrant, Peer, Peers, Prefix4, Prefix6, Purpose, SessionId, WgPublicKey,
     },
+    policy::Policy,
     secret::Secret,
 };
 
@@ -20,12 +21,17 @@ use crate::core::*;
 
 pub const GROUP: u32 = 1;
 
+/// The account of every user.
+pub const UID: u32 = 3001;
+
 /// What a tunnel of a number is.
 #[derive(Default)]
 pub struct TunnelDouble {
     pub ordered: BTreeSet<u32>,
     pub raised: BTreeSet<u32>,
     pub peers: BTreeMap<(u32, WgPublicKey), [u8; 32]>,
+    /// Of each group, as last ordered.
+    pub policies: BTreeMap<u32, Policy>,
     pub falling: bool,
     /// From then on the core need not wait for it any longer.
     late: Option<Time>,
@@ -79,7 +85,7 @@ pub fn group(id: u32, epoch: u32) -> GroupGrant {
         prefix6: Prefix6 { address: "fd00::".parse().unwrap(), len: 64 },
         address4: Ipv4Addr::new(100, 96, id as u8, 1),
         address6: "fd00::1".parse().unwrap(),
-        policy: cug_proto::policy::Policy::Open,
+        policy: Policy::Open,
     }
 }
 
@@ -112,6 +118,7 @@ impl World {
             grant_time: Duration::from_secs(60),
             host_name: "term1".parse().unwrap(),
             backend: "embedded".into(),
+            guard: "bpf+nft".into(),
         };
         Self {
             state: State::new(settings),
@@ -181,7 +188,7 @@ impl World {
     }
 
     pub fn open(&mut self, user: UserId, leader: Leader) -> Token {
-        self.ask(Request::Open(Open { user, service: "login".into(), tty: "tty1".into() }, leader))
+        self.ask(Request::Open(Open { user, service: "login".into(), tty: "tty1".into() }, leader, UID))
     }
 
     pub fn advance(&mut self, span: Duration) {
@@ -249,7 +256,9 @@ impl World {
                 let others =
                     self.tunnels.iter().filter(|(other, _)| **other != number && self.session_of[other] == session);
                 assert_eq!(others.count(), 0);
+                assert_eq!(interface.uid, UID, "an interface has an owner");
                 assert!(self.live(number).ordered.insert(interface.group));
+                self.live(number).policies.insert(interface.group, interface.policy);
             }
             Action::UpsertPeers { number, group, peers } => {
                 let tunnel = self.live(number);
@@ -270,6 +279,11 @@ impl World {
                 for (peer, key) in keys {
                     *tunnel.peers.get_mut(&(group, peer)).expect("a known peer") = *key.expose();
                 }
+            }
+            Action::Confine { number, group, policy } => {
+                let tunnel = self.live(number);
+                assert!(tunnel.ordered.contains(&group), "before there is anything to guard");
+                assert_ne!(tunnel.policies.insert(group, policy.clone()), Some(policy), "only what changes is ordered");
             }
             Action::GroupDown { number, group } => {
                 let tunnel = self.live(number);
@@ -340,7 +354,7 @@ impl World {
             if self.exited {
                 continue;
             }
-            self.event(Event::Tunnel { number, event: TunnelEvent::Down { leftover: None } });
+            self.event(Event::Tunnel { number, event: TunnelEvent::Down { leftovers: Vec::new() } });
         }
     }
 
