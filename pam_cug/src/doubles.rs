@@ -144,6 +144,7 @@ pub fn offer(purpose: Purpose) -> Offer {
         readers: vec![],
         media: vec![],
         ca_pins: vec![[0; 32].into(), (*server_object().ca_pin()).into()],
+        taken: vec![],
     }
 }
 

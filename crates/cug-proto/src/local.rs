@@ -191,6 +191,9 @@ pub struct Offer {
     /// a CA and a server of their own, and a hand on the network cable, could log in as anybody.
     #[n(10)]
     pub ca_pins: Vec<ByteArray<32>>,
+    /// Readers by full name, and directories, where the cards of other people's sessions are: not to be looked at.
+    #[cbor(n(11), default)]
+    pub taken: Vec<String>,
 }
 
 /// The server granted.

@@ -152,6 +152,14 @@ impl Life {
         }
     }
 
+    /// Reader or directory of the card.
+    pub fn card_place(&self) -> String {
+        match &self.card {
+            CardBinding::Reader(card) => card.reader.clone(),
+            CardBinding::Medium(medium) => medium.directory.clone(),
+        }
+    }
+
     pub fn wait(&mut self, token: Token, waiter: Waiter) {
         self.waiting.push((token, waiter));
     }

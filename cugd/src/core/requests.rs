@@ -53,12 +53,19 @@ impl State {
             readers: self.settings.readers.clone(),
             media: self.settings.media.clone(),
             ca_pins: self.settings.ca_pins.iter().map(|pin| (*pin).into()).collect(),
+            taken: self.taken(&prepare.user),
         };
         if !up {
             // A mere check of card and password leads to no grant: its keys are dropped at once.
             self.offers.insert(keys.offer, Offered { user: prepare.user, keys, expires: now + OFFER_TIME });
         }
         Reply::Offer(offer)
+    }
+
+    /// Where the cards of other users' sessions are: two people may sit at one terminal with two readers.
+    fn taken(&self, user: &UserId) -> Vec<String> {
+        let others = self.sessions.iter().filter(|(other, _)| *other != user);
+        others.filter_map(|(_, session)| session.stage.life()).map(|life| life.card_place()).collect()
     }
 
     fn deliver(&mut self, now: Time, token: Token, deliver: Deliver, out: &mut Vec<Action>) {

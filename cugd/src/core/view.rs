@@ -2,7 +2,7 @@
 
 use cug_proto::{
     id::UserId,
-    local::{CardBinding, PeerStatus, SessionStatus, Status},
+    local::{PeerStatus, SessionStatus, Status},
     message::Peer,
 };
 
@@ -45,10 +45,7 @@ fn shown(now: Time, user: &UserId, session: &Session, guard: &str) -> SessionSta
             .channel
             .heard
             .map(|heard| u64::try_from(now.since(heard).as_millis()).unwrap_or(u64::MAX)),
-        card: match &life.card {
-            CardBinding::Reader(card) => card.reader.clone(),
-            CardBinding::Medium(medium) => medium.directory.clone(),
-        },
+        card: life.card_place(),
         groups: life.opened(guard),
         ..bare(user, state, os_sessions)
     }
