@@ -208,8 +208,11 @@ async fn make(name: InterfaceName, kernel_name: wireguard_control::InterfaceName
         let made = async { link::Links::open()?.add_wireguard(&name).await };
         let outcome = made.await.and_then(|made| made.map_err(TunnelError::netlink("to make a WireGuard interface")));
         if answer.send(outcome).is_err() {
-            let _gone_or_swept_later =
-                apart("to remove a WireGuard interface", move || Ok(delete(&kernel_name)), || ()).await;
+            let undo = move || {
+                delete(&kernel_name);
+                Ok(())
+            };
+            let _gone_or_swept_later = apart("to remove a WireGuard interface", undo, || ()).await;
         }
     });
     result.await.unwrap_or(Err(TunnelError::Down))
