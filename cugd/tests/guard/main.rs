@@ -30,11 +30,12 @@ const OWN: &str = "100.96.0.1/24,fd00:96::1/64";
 
 /// Everybody's programs at their places.
 struct Scene {
+    /// First, so that they have ended when the people's cgroups go.
+    _servers: Vec<Actor>,
     place: Place,
     owner: Person,
     other: Person,
     root: Person,
-    _servers: Vec<Actor>,
 }
 
 impl Scene {
