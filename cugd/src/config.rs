@@ -10,7 +10,7 @@ use std::{
 use cug_proto::{DEFAULT_SERVER_PORT, local::SOCKET_PATH, trust::CaPin};
 use serde::Deserialize;
 
-use crate::tunnel::BackendChoice;
+use crate::{guard::GuardChoice, tunnel::BackendChoice};
 
 /// Where the configuration is unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cug/cugd.toml";
@@ -43,6 +43,8 @@ pub struct Config {
     pub media: Vec<String>,
     /// `grant-seconds`: how long a grant may wait to be opened.
     pub grant_time: Duration,
+    /// `guard`: what keeps other users out of the tunnels.
+    pub guard: GuardChoice,
 }
 
 /// The configuration cannot be used.
@@ -110,6 +112,8 @@ struct Raw {
     media: Vec<String>,
     #[serde(default = "default_grant")]
     grant_seconds: u64,
+    #[serde(default = "default_guard")]
+    guard: String,
 }
 
 fn default_ports() -> String {
@@ -134,6 +138,10 @@ fn default_server_timeout() -> u64 {
 
 fn default_grant() -> u64 {
     60
+}
+
+fn default_guard() -> String {
+    "auto".to_owned()
 }
 
 impl Config {
@@ -168,6 +176,7 @@ impl Config {
             exempt: exempt(raw.exempt).map_err(wrong("exempt"))?,
             media: media(raw.media).map_err(wrong("media"))?,
             grant_time: seconds(raw.grant_seconds, 1..=600).map_err(wrong("grant-seconds"))?,
+            guard: guard(&raw.guard).map_err(wrong("guard"))?,
         })
     }
 }
@@ -232,6 +241,15 @@ fn backend(text: &str) -> Result<BackendChoice, String> {
     }
 }
 
+fn guard(text: &str) -> Result<GuardChoice, String> {
+    match text {
+        "auto" => Ok(GuardChoice::Auto),
+        "bpf" => Ok(GuardChoice::Bpf),
+        "nft" => Ok(GuardChoice::Nft),
+        _ => Err(format!("\"{text}\" is none of \"auto\", \"bpf\", \"nft\"")),
+    }
+}
+
 fn absolute(path: PathBuf) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err(format!("\"{}\" is not an absolute path", path.display())) }
 }
@@ -292,6 +310,7 @@ mod tests {
             ("servers = [\"a\"]\nlisten-ports = \"9-8\"", "listen-ports"),
             ("servers = [\"a\"]\nlisten-ports = \"0-8\"", "listen-ports"),
             ("servers = [\"a\"]\nbackend = \"magic\"", "backend"),
+            ("servers = [\"a\"]\nguard = \"none\"", "guard"),
             ("servers = [\"a\"]\nsocket = \"x\"", "socket"),
             ("servers = [\"a\"]\nserver-timeout-seconds = 0", "server-timeout-seconds"),
             ("servers = [\"a\"]\nmedia = [\"usb\"]", "media"),

@@ -19,6 +19,7 @@ use crate::{
     config::Config,
     core::{Settings, State},
     driver::{Driver, EVENT_QUEUE},
+    guard::{self, Guard, Layers, Lifetime},
     hardening, host,
     leaders::Leaders,
     link::TlsLinks,
@@ -55,19 +56,27 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     for name in tunnel::sweep().await.context("leftovers of an earlier run could not be removed")? {
         tracing::warn!(interface = %name, "removed an interface that an earlier run left");
     }
+    for what in guard::sweep().await.context("leftovers of an earlier run could not be removed")? {
+        tracing::warn!(what, "removed what an earlier run left");
+    }
     let backend = Backend::select(config.backend).await.context("there is no WireGuard")?;
+    let lifetime = match backend {
+        Backend::Kernel => Lifetime::Pinned,
+        Backend::Embedded => Lifetime::Process,
+    };
+    let guard = Guard::select(config.guard, lifetime).context("the tunnels cannot be guarded")?;
 
     let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
     let (asks, ask_queue) = mpsc::channel(ASK_QUEUE);
     let driver = Driver::new(
-        State::new(settings(&config, backend)?),
-        WgTunnels::new(events.clone(), backend, config.listen_ports.clone()),
+        State::new(settings(&config, backend, guard.layers())?),
+        WgTunnels::new(events.clone(), backend, config.listen_ports.clone(), guard, config.servers.clone()),
         TlsLinks::new(events.clone(), config.server_timeout),
         CardWatches::new(events.clone()),
         Leaders::new(events.clone()),
     );
     let network = tokio::spawn(addresses::monitor(events));
-    let server = tokio::spawn(listener.serve(asks));
+    let server = tokio::spawn(listener.serve(asks, host::account));
     tracing::info!(socket = %config.socket.display(), ?backend, "ready");
     let _no_service_manager = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
@@ -78,7 +87,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn settings(config: &Config, backend: Backend) -> anyhow::Result<Settings> {
+fn settings(config: &Config, backend: Backend, layers: Layers) -> anyhow::Result<Settings> {
     Ok(Settings {
         servers: config.servers.clone(),
         ca_pins: config.ca_pins.clone(),
@@ -93,6 +102,7 @@ fn settings(config: &Config, backend: Backend) -> anyhow::Result<Settings> {
             Backend::Kernel => "kernel".to_owned(),
             Backend::Embedded => "embedded".to_owned(),
         },
+        guard: layers.name().to_owned(),
     })
 }
 

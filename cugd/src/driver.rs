@@ -38,6 +38,8 @@ pub struct Ask {
     pub caller: Option<(Leader, OwnedFd)>,
     /// What it may see.
     pub viewer: Viewer,
+    /// User ID of the account that an `Open` is for; `None` without such an account, and for root's.
+    pub account: Option<u32>,
     /// For the answer.
     pub answer: oneshot::Sender<Reply>,
 }
@@ -113,7 +115,13 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             },
             (local::Request::Deliver(deliver), _) => Request::Deliver(Box::new(deliver)),
             (local::Request::Cancel(offer), _) => Request::Cancel(offer),
-            (local::Request::Open(open), Some(leader)) => Request::Open(open, leader),
+            (local::Request::Open(open), Some(leader)) => match ask.account {
+                Some(uid) => Request::Open(open, leader, uid),
+                None => {
+                    tracing::error!(user = %open.user, "no account of that name here, or it is root's: nobody to whom a tunnel could belong");
+                    return refuse(ask.answer, Refusal::TunnelFailed);
+                }
+            },
             (local::Request::Close(user), Some(leader)) => Request::Close(user, leader),
             (local::Request::Open(_) | local::Request::Close(_), None) => {
                 return refuse(ask.answer, Refusal::NotPermitted);
@@ -167,6 +175,7 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
                 self.tunnels.order(number, Order::Rekey(group, keys, begin))
             }
             Action::GroupDown { number, group } => self.tunnels.order(number, Order::GroupDown(group)),
+            Action::Confine { number, group, policy } => self.tunnels.order(number, Order::Confine(group, policy)),
             Action::TunnelDown { number } => self.tunnels.down(number),
             Action::Reach { number, group, peers } => self.tunnels.order(number, Order::Reach(group, peers)),
             Action::Look { number, group } => self.tunnels.order(number, Order::Look(group)),

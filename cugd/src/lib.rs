@@ -1,7 +1,8 @@
 //! The terminal's daemon.
 //!
 //! [`core`] decides, the other modules act: [`socket`] lets the login module and `cugctl` ask, [`link`] speaks to the management server,
-//! [`watch`] and [`leaders`] notice when a card or a process is gone, [`addresses`] when the network changes, [`tunnels`] makes the interfaces (through [`tunnel`]). [`driver`] is
+//! [`watch`] and [`leaders`] notice when a card or a process is gone, [`addresses`] when the network changes, [`tunnels`] makes the interfaces (through [`tunnel`]),
+//! [`guard`] keeps them to their owners, [`teardown`] looks whether all is gone. [`driver`] is
 //! the one loop between them, [`daemon`] puts it together. [`ctl`] is the user's command.
 
 pub mod addresses;
@@ -12,6 +13,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod driver;
 pub mod enrol;
+pub mod guard;
 pub mod hardening;
 pub mod host;
 pub mod keys;
@@ -20,6 +22,7 @@ pub mod link;
 pub mod permit;
 pub mod pidfd;
 pub mod socket;
+pub mod teardown;
 pub mod tunnel;
 pub mod tunnels;
 pub mod watch;

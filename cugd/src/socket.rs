@@ -104,11 +104,12 @@ impl Listener {
     }
 
     /// Accepts for ever; each connection is a task of its own.
-    pub async fn serve(self, asks: mpsc::Sender<Ask>) {
+    /// `accounts` finds the user ID to which a user's tunnel would belong; it may block.
+    pub async fn serve(self, asks: mpsc::Sender<Ask>, accounts: fn(&UserId) -> Option<u32>) {
         let places = Places::default();
         loop {
             match self.socket.accept().await {
-                Ok((stream, _)) => accept(stream, &places, &asks),
+                Ok((stream, _)) => accept(stream, &places, &asks, accounts),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     sleep(Duration::from_millis(100)).await;
@@ -131,14 +132,15 @@ fn prepare_directory(directory: &Path) -> Result<(), SocketError> {
     if safe { Ok(()) } else { Err(SocketError::UnsafeDirectory(directory.to_owned())) }
 }
 
-fn accept(stream: UnixStream, places: &Places, asks: &mpsc::Sender<Ask>) {
+fn accept(stream: UnixStream, places: &Places, asks: &mpsc::Sender<Ask>, accounts: fn(&UserId) -> Option<u32>) {
     let Ok(credentials) = stream.peer_cred() else { return };
     let uid = credentials.uid();
     let Some(place) = places.take(uid) else {
         tracing::warn!(uid, "too many connections of one user; one is closed");
         return;
     };
-    let client = Client { uid, pid: credentials.pid().and_then(|pid| u32::try_from(pid).ok()), asks: asks.clone() };
+    let client =
+        Client { uid, pid: credentials.pid().and_then(|pid| u32::try_from(pid).ok()), asks: asks.clone(), accounts };
     tokio::spawn(async move {
         let _held_until_the_end = place;
         client.serve(stream).await;
@@ -183,6 +185,7 @@ struct Client {
     uid: u32,
     pid: Option<u32>,
     asks: mpsc::Sender<Ask>,
+    accounts: fn(&UserId) -> Option<u32>,
 }
 
 impl Client {
@@ -209,13 +212,23 @@ impl Client {
             .inspect_err(|_| tracing::warn!(uid = self.uid, "a request was not permitted"))?;
         let (answer, reply) = oneshot::channel();
         let viewer = self.viewer(&request).await;
+        let account = match &request {
+            Request::Open(open) => self.account(open.user.clone()).await,
+            _ => None,
+        };
         // Held afresh for each request: a connection may be handed on to a child process after its leader's end.
         let caller = self.pid.and_then(|pid| pidfd::hold(pid).ok());
-        self.asks.try_send(Ask { request, caller, viewer, answer }).map_err(|_| Refusal::Busy)?;
+        self.asks.try_send(Ask { request, caller, viewer, account, answer }).map_err(|_| Refusal::Busy)?;
         match timeout(ANSWER_TIME, reply).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) | Err(_) => Err(Refusal::Busy),
         }
+    }
+
+    async fn account(&self, user: UserId) -> Option<u32> {
+        let accounts = self.accounts;
+        let lookup = tokio::task::spawn_blocking(move || accounts(&user));
+        timeout(NAME_TIME, lookup).await.ok()?.ok()?
     }
 
     async fn viewer(&self, request: &Request) -> Viewer {

@@ -6,19 +6,31 @@ use std::{
     net::SocketAddr,
     ops::RangeInclusive,
     sync::Arc,
+    time::Duration,
 };
 
-use cug_proto::{id::GroupId, message::WgPublicKey, secret::Secret};
+use cug_proto::{id::GroupId, message::WgPublicKey, policy::Policy, secret::Secret};
+use futures_util::future::join_all;
 use tokio::{
+    net::lookup_host,
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
+    time::timeout,
 };
 
 use crate::{
     clock,
     core::{Event, InterfaceSpec, Number, PeerSpec, Sight, TunnelEvent},
-    tunnel::{Backend, DEFAULT_MTU, InterfaceConfig, PeerConfig, PeerStats, Tunnel, TunnelError},
+    guard::{
+        Guard, causes,
+        plan::{self, Exception, Fence},
+    },
+    teardown::{self, Ended},
+    tunnel::{Backend, DEFAULT_MTU, InterfaceConfig, PeerConfig, PeerStats, Routing, Tunnel, TunnelError},
 };
+
+/// How long the names of the management servers may take to be found when a closed group's members are confined.
+const LOOKUP: Duration = Duration::from_secs(1);
 
 /// Tunnels of sessions. Calls return at once; what happens comes as events.
 pub trait Tunnels {
@@ -46,6 +58,8 @@ pub enum Order {
     Reach(GroupId, Vec<(WgPublicKey, Option<SocketAddr>)>),
     /// Measure the peers of a group; `Seen` follows.
     Look(GroupId),
+    /// Change what the owner's processes may reach besides the group.
+    Confine(GroupId, Policy),
 }
 
 /// Tunnels by [`crate::tunnel`].
@@ -53,6 +67,8 @@ pub struct WgTunnels {
     events: mpsc::Sender<Event>,
     backend: Backend,
     ports: RangeInclusive<u16>,
+    guard: Guard,
+    servers: Vec<String>,
     workers: HashMap<Number, Handle>,
 }
 
@@ -62,9 +78,15 @@ struct Handle {
 }
 
 impl WgTunnels {
-    /// Reports to `events`.
-    pub fn new(events: mpsc::Sender<Event>, backend: Backend, ports: RangeInclusive<u16>) -> Self {
-        Self { events, backend, ports, workers: HashMap::new() }
+    /// Reports to `events`. `servers`, each `host:port`, stay within reach of confined users.
+    pub fn new(
+        events: mpsc::Sender<Event>,
+        backend: Backend,
+        ports: RangeInclusive<u16>,
+        guard: Guard,
+        servers: Vec<String>,
+    ) -> Self {
+        Self { events, backend, ports, guard, servers, workers: HashMap::new() }
     }
 
     fn start(&self, number: Number) -> Handle {
@@ -75,7 +97,10 @@ impl WgTunnels {
             events: self.events.clone(),
             backend: self.backend,
             ports: self.ports.clone(),
+            guard: self.guard.clone(),
+            servers: self.servers.clone(),
             groups: BTreeMap::new(),
+            ended: Ended::default(),
             lost: JoinSet::new(),
         };
         tokio::spawn(worker.run(queue, stop));
@@ -102,7 +127,7 @@ impl Tunnels for WgTunnels {
             }
             None => {
                 let events = self.events.clone();
-                let event = Event::Tunnel { number, event: TunnelEvent::Down { leftover: None } };
+                let event = Event::Tunnel { number, event: TunnelEvent::Down { leftovers: Vec::new() } };
                 tokio::spawn(async move { events.send(event).await });
             }
         }
@@ -115,7 +140,11 @@ struct Worker {
     events: mpsc::Sender<Event>,
     backend: Backend,
     ports: RangeInclusive<u16>,
+    guard: Guard,
+    servers: Vec<String>,
     groups: BTreeMap<GroupId, Tunnel>,
+    /// What there was, to look for at the end.
+    ended: Ended,
     /// Ends with the group whose interface stopped working.
     lost: JoinSet<GroupId>,
 }
@@ -141,6 +170,8 @@ impl Worker {
                 self.failed(&error).await;
             }
         }
+        // Orders that were not carried out hold keys.
+        drop(queue);
         self.fall().await;
     }
 
@@ -171,7 +202,10 @@ impl Worker {
                 None => Ok(()),
             },
             Order::GroupDown(group) => match self.groups.remove(&group) {
-                Some(tunnel) => tunnel.down().await,
+                Some(tunnel) => {
+                    tunnel.down().await?;
+                    Ok(self.guard.lower(&[tunnel.interface().name.clone()]).await?)
+                }
                 None => Ok(()),
             },
             Order::Reach(group, peers) => match self.groups.get(&group) {
@@ -179,6 +213,14 @@ impl Worker {
                 None => Ok(()),
             },
             Order::Look(group) => self.look(group, stop).await,
+            Order::Confine(group, policy) => {
+                let closed = self.closed(&policy).await?;
+                if let Some(tunnel) = self.groups.get(&group) {
+                    // Not interrupted by a stop: afterwards nothing may be half done.
+                    self.guard.confine(&tunnel.interface().name, closed).await?;
+                }
+                Ok(())
+            }
             Order::Measure(group, answer) => {
                 if let Some(tunnel) = self.groups.get(&group) {
                     unless(stop, async {
@@ -205,6 +247,16 @@ impl Worker {
 
     /// Not interrupted by a stop: what it makes must be known here to be taken down.
     async fn up(&mut self, private: Arc<Secret<32>>, interface: InterfaceSpec) -> Result<(), TunnelError> {
+        let fence = Fence {
+            name: interface.name.clone(),
+            uid: interface.uid,
+            addresses: interface.addresses.clone(),
+            closed: self.closed(&interface.policy).await?,
+        };
+        self.ended.keys = vec![Arc::downgrade(&private)];
+        self.ended.interfaces.push(interface.name.clone());
+        // Before there is anything to guard; if the interface cannot be made, the end takes the guard away.
+        self.guard.raise(fence).await?;
         let config = InterfaceConfig {
             name: interface.name,
             private_key: private,
@@ -212,6 +264,7 @@ impl Worker {
             addresses: interface.addresses,
             routes: Vec::new(),
             mtu: DEFAULT_MTU,
+            routing: Routing::User(interface.uid),
         };
         let tunnel = self.backend.up(config).await?;
         let port = tunnel.interface().port;
@@ -226,17 +279,36 @@ impl Worker {
         Ok(())
     }
 
+    /// Interfaces first, because they are what the keys are for; then what was around them; then a look whether it is true.
     async fn fall(&mut self) {
         self.lost.abort_all();
-        let mut leftover = Vec::new();
         for tunnel in std::mem::take(&mut self.groups).into_values() {
             match tunnel.down().await {
                 Ok(()) => tracing::info!(interface = %tunnel.interface().name, "interface down"),
-                Err(error) => leftover.push(error.with_causes()),
+                Err(error) => {
+                    tracing::error!(interface = %tunnel.interface().name, error = %error.with_causes(), "a tunnel is not down");
+                }
             }
         }
-        let leftover = (!leftover.is_empty()).then(|| leftover.join("; "));
-        self.tell(TunnelEvent::Down { leftover }).await;
+        let mut ended = std::mem::take(&mut self.ended);
+        ended.programs = self.guard.program_ids().await.unwrap_or_default();
+        if let Err(error) = self.guard.lower(&ended.interfaces).await {
+            tracing::error!(error = %causes(&error), "the guard of a tunnel is not removed");
+        }
+        let leftovers = teardown::leftovers(&ended, &self.guard).await;
+        if !leftovers.is_empty() {
+            tokio::spawn(teardown::clear(ended, self.guard.clone()));
+        }
+        self.tell(TunnelEvent::Down { leftovers }).await;
+    }
+
+    /// A policy as it is enforced, with the servers found for it.
+    async fn closed(&self, policy: &Policy) -> Result<Option<Vec<Exception>>, TunnelError> {
+        let closed = plan::closed(policy).map_err(|_| TunnelError::Config("the group's policy makes no sense"))?;
+        if closed.is_some() {
+            self.guard.servers(find(&self.servers).await).await?;
+        }
+        Ok(closed)
     }
 
     async fn tell(&self, event: TunnelEvent) {
@@ -259,6 +331,23 @@ async fn unless(
 /// Ends when the tunnel is to go down, or the daemon is gone.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _asked_or_gone = stop.wait_for(|down| *down).await;
+}
+
+/// All addresses of `servers`. One that is not found in time is left out: the member's programs do not reach it.
+async fn find(servers: &[String]) -> Vec<SocketAddr> {
+    let found = join_all(servers.iter().map(|server| async move {
+        match timeout(LOOKUP, lookup_host(server)).await {
+            Ok(Ok(addresses)) => addresses.collect(),
+            Ok(Err(_)) | Err(_) => {
+                tracing::warn!(server, "no address is found for a management server; confined users do not reach it");
+                Vec::new()
+            }
+        }
+    }));
+    let mut addresses: Vec<_> = found.await.into_iter().flatten().collect();
+    addresses.sort();
+    addresses.dedup();
+    addresses
 }
 
 async fn rekey(

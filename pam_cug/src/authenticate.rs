@@ -145,7 +145,8 @@ const LONGEST_SERVER_WAIT: Duration = Duration::from_secs(60);
 
 /// The card of this organisation that is inserted, or that the person is asked to insert.
 pub fn find_card(host: &mut dyn Host, parts: &Parts<'_>, offer: &Offer) -> Result<Box<dyn Card>, Failure> {
-    let selection = Selection { readers: offer.readers.clone(), media: offer.media.clone() };
+    let selection =
+        Selection { readers: offer.readers.clone(), media: offer.media.clone(), taken: offer.taken.clone() };
     let wait = Duration::from_millis(offer.card_wait_ms.into()).min(LONGEST_CARD_WAIT);
     let mut ask = || host.info("Please insert your card.");
     let card = parts.readers.find(&selection, parts.clock.now() + wait, &mut ask).map_err(Failure::Card)?;

@@ -147,6 +147,7 @@ pub fn offer(purpose: Purpose) -> Offer {
         exempt: vec![],
         media: vec![],
         ca_pins: vec![[0; 32].into(), (*server_object().ca_pin()).into()],
+        taken: vec![],
     }
 }
 

@@ -113,6 +113,7 @@ mod tests {
             address4: [100, 96, 0, host].into(),
             address6: "fd00::1".parse().unwrap(),
             epoch: 1,
+            guard: String::new(),
         };
         Reply::Opened(Opened { groups: vec![group("VPN1", 1), group("VPN2", 7)] })
     }

@@ -8,6 +8,7 @@
 //! * `pulled`: the card goes at each step of a login.
 //! * `server_faults`: the server is down, slow, or another one.
 //! * `frames`: bytes that no honest program sends, to the server and to cugd.
+//! * `guard`: the tunnel belongs to its user; what is left over at the end.
 //! * `secrets`: what is in memory, and what a tampered list of members is good for.
 //! * `tools`: programs that were not written here.
 //! * `standby`: another server takes the place of the first.
@@ -20,6 +21,7 @@ mod accounts;
 mod enrol;
 mod faults;
 mod frames;
+mod guard;
 mod harness;
 mod path;
 mod pulled;

@@ -222,7 +222,7 @@ fn a_new_group_key_loses_no_packet() {
         let before = (epoch(1)?, epoch(2)?);
         let lost = std::thread::scope(|scope| {
             let pings = scope.spawn(|| {
-                let mut command = world.terminal(1).space().command("ping")?;
+                let mut command = world.terminal(1).space().command_as("USER-A", "ping")?;
                 command.args(["-n", "-q", "-i", "0.02", "-c", "300", "-W", "2", &to[0].to_string()]);
                 cug_tests::process::run(command, b"", Duration::from_secs(60))?.ok()
             });

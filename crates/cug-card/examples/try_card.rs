@@ -50,8 +50,11 @@ fn main() -> Result<()> {
         ["issue", reader, pin, bits, how, rest @ ..] => issue(reader, pin, bits.parse()?, how, rest.first().copied()),
         ["login", rest @ ..] => login(rest.first().copied()),
         ["wait", seconds, media @ ..] => {
-            let selection =
-                Selection { readers: Vec::new(), media: media.iter().map(|pattern| (*pattern).to_owned()).collect() };
+            let selection = Selection {
+                readers: Vec::new(),
+                media: media.iter().map(|pattern| (*pattern).to_owned()).collect(),
+                ..Selection::default()
+            };
             let card =
                 find(&selection, now() + Duration::from_secs(seconds.parse()?), now, &mut || say("insert your card"))?;
             say(format!("found {:?}", card.binding()));
@@ -114,7 +117,8 @@ fn medium(directory: &str) -> Result<()> {
     let prepared = personalise::medium(2048)?;
     let certificate = organisation.certify(prepared.public_key().der());
     prepared.finish(directory.as_ref(), &secret("test")?, &certificate, &organisation.server_object)?;
-    let selection = Selection { readers: vec!["none".into()], media: vec![directory.to_owned()] };
+    let selection =
+        Selection { readers: vec!["none".into()], media: vec![directory.to_owned()], ..Selection::default() };
     let binding = find(&selection, now(), now, &mut || ())?.binding();
     let mut watch = watch(&binding)?;
     say(format!("watching {binding:?}"));

@@ -117,6 +117,9 @@ impl<'a> Search<'a> {
     /// Which of the configured prefixes, or `None` when the reader is not selected.
     fn rank(&self, seat: &Seat) -> Option<usize> {
         let name = seat.reader.to_string_lossy();
+        if self.selection.taken.iter().any(|taken| *taken == name) {
+            return None;
+        }
         match self.selection.readers.as_slice() {
             [] => Some(0),
             prefixes => prefixes.iter().position(|prefix| name.starts_with(prefix)),
@@ -160,7 +163,9 @@ impl<'a> Search<'a> {
             patterns.flat_map(|(rank, pattern)| medium::directories(pattern).into_iter().map(move |d| (rank, d)))
         {
             let here = directory.canonicalize().unwrap_or_else(|_| Path::to_owned(&directory));
-            if !medium::has_key(&directory) || seen.contains(&here) {
+            let taken =
+                self.selection.taken.iter().any(|taken| directory == Path::new(taken) || here == Path::new(taken));
+            if taken || !medium::has_key(&directory) || seen.contains(&here) {
                 continue;
             }
             seen.push(here);

@@ -92,4 +92,6 @@ pub struct Selection {
     pub readers: Vec<String>,
     /// Directories on removable media; a last component `*` stands for every directory there. An earlier one is preferred.
     pub media: Vec<String>,
+    /// Readers by full name and directories by path in which not to look: other people's cards are in use there.
+    pub taken: Vec<String>,
 }

@@ -82,8 +82,11 @@ fn now() -> Instant {
 
 /// As `find`, on media only: these tests run in an environment without a PC/SC service, or with one without readers.
 fn find_medium(pattern: &Path, wait: Duration, on_wait: &mut dyn FnMut()) -> Result<Box<dyn Card>, CardError> {
-    let selection =
-        Selection { readers: vec!["no such reader".into()], media: vec![pattern.to_str().unwrap().to_owned()] };
+    let selection = Selection {
+        readers: vec!["no such reader".into()],
+        media: vec![pattern.to_str().unwrap().to_owned()],
+        ..Selection::default()
+    };
     find(&selection, now() + wait, now, on_wait)
 }
 

@@ -227,6 +227,9 @@ pub struct Offer {
     /// Accounts of this workstation that log in without a card: names, and groups as `@GROUP`.
     #[n(11)]
     pub exempt: Vec<String>,
+    /// Readers by full name, and directories, where the cards of other people's sessions are: not to be looked at.
+    #[cbor(n(12), default)]
+    pub taken: Vec<String>,
 }
 
 /// The server granted.
@@ -344,6 +347,9 @@ pub struct OpenedGroup {
     /// Generation of the group key in use.
     #[n(4)]
     pub epoch: Epoch,
+    /// What keeps other users of this workstation out: `bpf+nft` or `nft`.
+    #[cbor(n(5), default)]
+    pub guard: String,
 }
 
 /// What is going on at this terminal.
@@ -359,6 +365,12 @@ pub struct Status {
     /// The sessions that the caller may see.
     #[n(2)]
     pub sessions: Vec<SessionStatus>,
+    /// Things that ended sessions left over since the start of the daemon; the log names them.
+    #[cbor(n(3), default)]
+    pub leftovers: u64,
+    /// Tunnels that were taken down, and looked after, since then.
+    #[cbor(n(4), default)]
+    pub teardowns: u64,
 }
 
 /// One session.

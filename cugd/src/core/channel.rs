@@ -171,6 +171,7 @@ impl Life {
         let ack = KeyAck { group: grant.id, epoch: grant.epoch };
         match self.groups.get_mut(&grant.id) {
             Some(group) => {
+                group.confine(self.number, &grant, out);
                 if group.learn(grant) == NewKey::Old {
                     out.push(Action::warn(&format!("an old key of group {} was sent and is ignored", ack.group)));
                     return;

@@ -11,6 +11,7 @@ use cug_proto::{
     kdf,
     local::OpenedGroup,
     message::{GroupGrant, KeyAck, Peer, Peers, SessionId, WgPublicKey},
+    policy::Policy,
     secret::Secret,
     session::preshared_key,
 };
@@ -21,7 +22,7 @@ use super::{
     endpoints::{Path, candidates},
     roam::Calls,
 };
-use crate::tunnel::InterfaceName;
+use crate::{guard::plan, tunnel::InterfaceName};
 
 /// A group of a session.
 pub(super) struct Group {
@@ -72,6 +73,7 @@ impl Group {
     pub fn new(session: &SessionId, grant: GroupGrant) -> Result<Self, ProtocolError> {
         let prefix4 = Ipv4Net::try_from(grant.prefix4)?;
         let prefix6 = Ipv6Net::try_from(grant.prefix6)?;
+        plan::closed(&grant.policy)?;
         if !prefix4.contains(&grant.address4) || !prefix6.contains(&grant.address6) {
             return Err(ProtocolError::Malformed);
         }
@@ -92,20 +94,27 @@ impl Group {
         })
     }
 
-    pub fn interface(&self) -> InterfaceSpec {
+    pub fn interface(&self, uid: u32) -> InterfaceSpec {
         let own4 = Ipv4Net::new(self.grant.address4, self.prefix4.prefix_len());
         let own6 = Ipv6Net::new(self.grant.address6, self.prefix6.prefix_len());
         let addresses = own4.ok().map(IpNet::V4).into_iter().chain(own6.ok().map(IpNet::V6)).collect();
-        InterfaceSpec { group: self.grant.id, name: self.name.clone(), addresses }
+        InterfaceSpec {
+            group: self.grant.id,
+            name: self.name.clone(),
+            addresses,
+            uid,
+            policy: self.grant.policy.clone(),
+        }
     }
 
-    pub fn opened(&self) -> OpenedGroup {
+    pub fn opened(&self, guard: &str) -> OpenedGroup {
         OpenedGroup {
             name: self.grant.name.clone(),
             interface: self.name.as_str().to_owned(),
             address4: self.grant.address4,
             address6: self.grant.address6,
             epoch: self.grant.epoch,
+            guard: guard.to_owned(),
         }
     }
 
@@ -203,6 +212,21 @@ impl Group {
         let peers: Vec<_> = self.peers.values().map(|peer| self.spec(own, peer, at(peer))).collect();
         if !peers.is_empty() {
             out.push(Action::UpsertPeers { number, group: self.grant.id, peers });
+        }
+    }
+
+    /// The policy that comes with a key counts at once, also in the epoch that is in use; one that makes no sense lets nothing pass.
+    pub fn confine(&mut self, number: Number, grant: &GroupGrant, out: &mut Vec<Action>) {
+        let wanted = match plan::closed(&grant.policy) {
+            Ok(_) => grant.policy.clone(),
+            Err(_) => Policy::Closed(Vec::new()),
+        };
+        if grant.epoch < self.grant.epoch || wanted == self.grant.policy {
+            return;
+        }
+        self.grant.policy = wanted.clone();
+        if self.ordered {
+            out.push(Action::Confine { number, group: self.grant.id, policy: wanted });
         }
     }
 

@@ -160,6 +160,14 @@ impl Life {
         }
     }
 
+    /// Reader or directory of the card.
+    pub fn card_place(&self) -> String {
+        match &self.card {
+            CardBinding::Reader(card) => card.reader.clone(),
+            CardBinding::Medium(medium) => medium.directory.clone(),
+        }
+    }
+
     pub fn wait(&mut self, token: Token, waiter: Waiter) {
         self.waiting.push((token, waiter));
     }
@@ -198,14 +206,14 @@ impl Life {
     }
 
     /// Orders the interfaces that are not there yet.
-    pub fn raise_missing(&mut self, out: &mut Vec<Action>) {
+    pub fn raise_missing(&mut self, uid: u32, out: &mut Vec<Action>) {
         for group in self.groups.values_mut().filter(|group| !group.ordered) {
             group.ordered = true;
             self.has_tunnel = true;
             out.push(Action::TunnelUp {
                 number: self.number,
                 private: self.private.clone(),
-                interface: group.interface(),
+                interface: group.interface(uid),
             });
         }
     }
@@ -242,8 +250,8 @@ impl Life {
         self.settled || (!self.raising() && self.channel.synced && self.announcement == Announcement::Confirmed)
     }
 
-    pub fn opened(&self) -> Vec<OpenedGroup> {
-        self.groups.values().map(Group::opened).collect()
+    pub fn opened(&self, guard: &str) -> Vec<OpenedGroup> {
+        self.groups.values().map(|group| group.opened(guard)).collect()
     }
 
     pub fn attachment(&self) -> Attachment {

@@ -68,6 +68,10 @@ pub struct State {
     farewells: BTreeMap<LinkId, Time>,
     addresses: Vec<IpNet>,
     stopping: bool,
+    /// Tunnels that went down since the start.
+    teardowns: u64,
+    /// What was left over of them.
+    leftovers: u64,
 }
 
 /// A key pair that waits for a grant.
@@ -80,6 +84,8 @@ struct Offered {
 /// A user at this terminal.
 struct Session {
     stage: Stage,
+    /// The user's ID in the operating system, from the first `Open` on: whose the interfaces are.
+    uid: Option<u32>,
     /// OS sessions by leader; the count is for hosts that open several.
     leaders: BTreeMap<Leader, u32>,
 }
@@ -134,6 +140,8 @@ impl State {
             farewells: BTreeMap::new(),
             addresses: Vec::new(),
             stopping: false,
+            teardowns: 0,
+            leftovers: 0,
         }
     }
 
@@ -216,9 +224,11 @@ impl State {
     }
 
     fn tunnel(&mut self, now: Time, number: Number, event: TunnelEvent, out: &mut Vec<Action>) {
-        if let TunnelEvent::Down { leftover } = event {
-            if let Some(what) = leftover {
-                out.push(Action::error(&format!("a tunnel was not removed completely: {what}")));
+        if let TunnelEvent::Down { leftovers } = event {
+            self.teardowns += 1;
+            self.leftovers += u64::try_from(leftovers.len()).unwrap_or(u64::MAX);
+            for what in leftovers {
+                out.push(Action::error(&format!("left over of a session: {what}; it is tried again")));
             }
             return self.fallen(now, number, out);
         }
@@ -253,7 +263,8 @@ impl State {
         if still_falling {
             return;
         }
-        life.raise_missing(out);
+        let Some(uid) = session.uid else { return };
+        life.raise_missing(uid, out);
         if !life.raising() {
             // The server hears of the login only when the delivery is answered: do not wait for it here.
             life.answer(out, |waiter| matches!(waiter, Waiter::Delivered).then_some(Reply::Delivered(true)));
@@ -265,7 +276,7 @@ impl State {
                 life.open_by = None;
                 out.push(Action::info(&format!("the closed group of {user} is open")));
             }
-            let groups = life.opened();
+            let groups = life.opened(&self.settings.guard);
             life.answer(out, |_| Some(Reply::Opened(Opened { groups: groups.clone() })));
         }
     }

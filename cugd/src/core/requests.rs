@@ -24,7 +24,7 @@ impl State {
             }
             Request::Deliver(deliver) => self.deliver(now, token, *deliver, out),
             Request::Cancel(offer) => self.cancel(now, token, offer, out),
-            Request::Open(open, leader) => self.open(now, token, &open, leader, out),
+            Request::Open(open, leader, uid) => self.open(now, token, &open, (leader, uid), out),
             Request::Close(user, leader) => self.close(now, token, &user, leader, out),
             Request::Status(viewer) => {
                 let reply = Reply::Status(self.status(now, &viewer));
@@ -56,12 +56,19 @@ impl State {
             exempt: self.settings.exempt.clone(),
             media: self.settings.media.clone(),
             ca_pins: self.settings.ca_pins.iter().map(|pin| (*pin).into()).collect(),
+            taken: self.taken(&prepare.user),
         };
         if !up {
             // A mere check of card and password leads to no grant: its keys are dropped at once.
             self.offers.insert(keys.offer, Offered { user: prepare.user, keys, expires: now + OFFER_TIME });
         }
         Reply::Offer(offer)
+    }
+
+    /// Where the cards of other users' sessions are: two people may sit at one terminal with two readers.
+    fn taken(&self, user: &UserId) -> Vec<String> {
+        let others = self.sessions.iter().filter(|(other, _)| *other != user);
+        others.filter_map(|(_, session)| session.stage.life()).map(|life| life.card_place()).collect()
     }
 
     fn deliver(&mut self, now: Time, token: Token, deliver: Deliver, out: &mut Vec<Action>) {
@@ -86,10 +93,11 @@ impl State {
         life.wait(token, Waiter::Delivered);
         out.push(Action::StartWatch { number, card: life.card.clone() });
         out.push(Action::info(&format!("session of {user} granted by {}", life.channel.server)));
-        let session = self
-            .sessions
-            .entry(user.clone())
-            .or_insert_with(|| Session { stage: Stage::Suspended, leaders: BTreeMap::new() });
+        let session = self.sessions.entry(user.clone()).or_insert_with(|| Session {
+            stage: Stage::Suspended,
+            uid: None,
+            leaders: BTreeMap::new(),
+        });
         session.stage = Stage::Granted(Box::new(life));
     }
 
@@ -101,7 +109,7 @@ impl State {
         }
     }
 
-    fn open(&mut self, now: Time, token: Token, open: &Open, leader: Leader, out: &mut Vec<Action>) {
+    fn open(&mut self, now: Time, token: Token, open: &Open, (leader, uid): (Leader, u32), out: &mut Vec<Action>) {
         let server_timeout = self.settings.server_timeout;
         let known = self.leads(leader);
         let user = &open.user;
@@ -109,7 +117,7 @@ impl State {
         let Some(session) = self.sessions.get_mut(user) else { return answer(Reply::NoGrant, out) };
         let life = match &mut session.stage {
             Stage::Up(life) if !open.holds && life.settled => {
-                return answer(Reply::Opened(Opened { groups: life.opened() }), out);
+                return answer(Reply::Opened(Opened { groups: life.opened(&self.settings.guard) }), out);
             }
             Stage::Granted(_) | Stage::Up(_) | Stage::Barred { .. } if !open.holds => {
                 return answer(Reply::NoGrant, out);
@@ -131,6 +139,7 @@ impl State {
             life.open_by = Some(life.open_by.map_or(now + server_timeout, |by| by.max(now + server_timeout)));
         }
         *session.leaders.entry(leader).or_default() += 1;
+        session.uid = Some(uid);
         if !known {
             out.push(Action::WatchLeader(leader));
         }

@@ -10,6 +10,7 @@ use cug_proto::{
     id::{GroupId, GroupName, HostName, UserId},
     local::{CardBinding, Deliver, OfferId, Open, PeerStatus, Prepare, Reply},
     message::{ClearReason, ClientMessage, EndReason, GroupGrant, KeyAck, Known, Peers, SessionId, WgPublicKey},
+    policy::Policy,
     secret::Secret,
     trust::CaPin,
 };
@@ -84,6 +85,8 @@ pub struct Settings {
     pub host_name: HostName,
     /// `kernel` or `embedded`.
     pub backend: String,
+    /// What keeps other users out, `bpf+nft` or `nft`.
+    pub guard: String,
 }
 
 /// A new key pair and a name for the offer.
@@ -144,8 +147,8 @@ pub enum Request {
     Deliver(Box<Deliver>),
     /// Forget it.
     Cancel(OfferId),
-    /// An OS session begins.
-    Open(Open, Leader),
+    /// An OS session begins; the user's account here has this user ID, never 0.
+    Open(Open, Leader, u32),
     /// An OS session ends.
     Close(UserId, Leader),
     /// What is going on.
@@ -209,10 +212,10 @@ pub enum TunnelEvent {
     },
     /// It could not be brought up or kept; why, for the log.
     Failed(String),
-    /// All interfaces of this number are gone, but for what is named.
+    /// All of this number is gone, as was looked for, but for what is named.
     Down {
-        /// What could not be removed.
-        leftover: Option<String>,
+        /// What is left over, by name.
+        leftovers: Vec<String>,
     },
     /// Answer to [`Action::Look`].
     Seen {
@@ -326,6 +329,15 @@ pub enum Action {
         /// Which group.
         group: GroupId,
     },
+    /// Change what the user's processes may reach besides a group.
+    Confine {
+        /// Whose.
+        number: Number,
+        /// Which group.
+        group: GroupId,
+        /// The group's new policy.
+        policy: Policy,
+    },
     /// Remove all interfaces and report [`TunnelEvent::Down`].
     TunnelDown {
         /// Whose.
@@ -399,6 +411,10 @@ pub struct InterfaceSpec {
     pub name: InterfaceName,
     /// This terminal's overlay addresses, with the group's prefixes.
     pub addresses: Vec<IpNet>,
+    /// Whose it is, in the operating system.
+    pub uid: u32,
+    /// What the owner's processes may reach besides.
+    pub policy: Policy,
 }
 
 /// A member of a group, for WireGuard.

@@ -2,7 +2,7 @@
 
 use cug_proto::{
     id::UserId,
-    local::{CardBinding, PeerStatus, Servers, SessionStatus, Status},
+    local::{PeerStatus, Servers, SessionStatus, Status},
     message::Peer,
 };
 
@@ -12,12 +12,14 @@ impl State {
     pub(super) fn status(&self, now: Time, viewer: &Viewer) -> Status {
         let offered =
             self.offers.values().filter(|offer| viewer.sees(&offer.user)).map(|offer| bare(&offer.user, "offered", 0));
-        let sessions =
-            self.sessions.iter().filter(|(user, _)| viewer.sees(user)).map(|(user, session)| shown(now, user, session));
+        let sessions = self.sessions.iter().filter(|(user, _)| viewer.sees(user));
+        let sessions = sessions.map(|(user, session)| shown(now, user, session, &self.settings.guard));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             backend: self.settings.backend.clone(),
             sessions: sessions.chain(offered).collect(),
+            leftovers: self.leftovers,
+            teardowns: self.teardowns,
         }
     }
 
@@ -42,7 +44,7 @@ impl State {
     }
 }
 
-fn shown(now: Time, user: &UserId, session: &Session) -> SessionStatus {
+fn shown(now: Time, user: &UserId, session: &Session, guard: &str) -> SessionStatus {
     let os_sessions = session.leaders.values().sum();
     let (state, life) = match &session.stage {
         Stage::Granted(life) => ("granted", life),
@@ -57,11 +59,8 @@ fn shown(now: Time, user: &UserId, session: &Session) -> SessionStatus {
             .channel
             .heard
             .map(|heard| u64::try_from(now.since(heard).as_millis()).unwrap_or(u64::MAX)),
-        card: match &life.card {
-            CardBinding::Reader(card) => card.reader.clone(),
-            CardBinding::Medium(medium) => medium.directory.clone(),
-        },
-        groups: life.groups.values().map(Group::opened).collect(),
+        card: life.card_place(),
+        groups: life.opened(guard),
         ..bare(user, state, os_sessions)
     }
 }

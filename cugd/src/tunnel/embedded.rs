@@ -4,6 +4,7 @@
 //! stacks of that runtime's threads, which are wiped when they end, and in its heap blocks, which the allocator wipes; and
 //! ending the runtime ends every task that holds the TUN device, so the kernel removes the interface at that moment.
 
+mod device_file;
 mod engine;
 
 use std::{

@@ -3,6 +3,7 @@
 use std::{error::Error, io, path::Path};
 
 use super::InterfaceName;
+use crate::guard::GuardError;
 
 /// An error of the tunnel: one sentence for the person; the causes are for the log ([`TunnelError::with_causes`]).
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,9 @@ pub enum TunnelError {
         #[source]
         source: gotatun::device::Error,
     },
+    /// The interface cannot be kept to its owner.
+    #[error("the tunnel cannot be guarded")]
+    Guard(#[from] GuardError),
     /// The tunnel is down.
     #[error("the tunnel is down")]
     Down,

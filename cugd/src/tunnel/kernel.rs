@@ -48,15 +48,14 @@ impl KernelDriver {
     pub(super) async fn create(name: &InterfaceName) -> Result<Self, TunnelError> {
         let kernel_name = name.as_str().parse().map_err(|_| TunnelError::Name(name.to_string()))?;
         // Made before the link, so that a link whose maker was cancelled is removed: by this driver's end when it exists by
-        // then, by its own thread when it comes later.
+        // then, by its own task when it comes later.
         let driver = Self { name: name.clone(), kernel_name, gone: AtomicBool::new(false) };
-        let make = move || DeviceUpdate::new().apply(&kernel_name, Backend::Kernel);
-        match apart("to make a WireGuard interface", make, move || delete(&kernel_name)).await {
+        match make(name.clone(), kernel_name).await {
             Ok(()) => Ok(driver),
             Err(error) => {
                 driver.gone.store(true, Ordering::Release);
                 Err(match error {
-                    TunnelError::Io { source, .. } if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                    TunnelError::Netlink { source, .. } if errno(&source) == Some(libc::EOPNOTSUPP) => {
                         TunnelError::NoKernel
                     }
                     other => other,
@@ -217,6 +216,23 @@ fn full(peer: &PeerConfig) -> PeerConfigBuilder {
         builder = builder.set_endpoint(endpoint);
     }
     peer.allowed_ips.iter().fold(builder, |builder, ip| builder.add_allowed_ip(ip.network(), ip.prefix_len()))
+}
+
+/// Makes the link, by a task of its own that removes it when nobody waits for it any more. The library cannot choose its index.
+async fn make(name: InterfaceName, kernel_name: wireguard_control::InterfaceName) -> Result<(), TunnelError> {
+    let (answer, result) = oneshot::channel();
+    tokio::spawn(async move {
+        let made = async { link::Links::open()?.add_wireguard(&name).await };
+        let outcome = made.await.and_then(|made| made.map_err(TunnelError::netlink("to make a WireGuard interface")));
+        if answer.send(outcome).is_err() {
+            let undo = move || {
+                delete(&kernel_name);
+                Ok(())
+            };
+            let _gone_or_swept_later = apart("to remove a WireGuard interface", undo, || ()).await;
+        }
+    });
+    result.await.unwrap_or(Err(TunnelError::Down))
 }
 
 /// Removes the link if it exists.

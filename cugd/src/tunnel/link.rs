@@ -1,22 +1,25 @@
 //! Links, addresses and routes, by netlink in the network namespace of this process.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use rtnetlink::{
-    Handle, LinkMessageBuilder, LinkUnspec, MulticastGroup, RouteMessageBuilder,
+    Handle, LinkMessageBuilder, LinkUnspec, LinkWireguard, MulticastGroup, RouteMessageBuilder,
     packet_core::NetlinkPayload,
     packet_route::{
         RouteNetlinkMessage,
-        address::AddressHeaderFlags,
+        address::{AddressAttribute, AddressFlags},
         link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage},
-        route::RouteScope,
+        route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
     },
 };
 use tokio::time::timeout;
 
-use super::{InterfaceName, TunnelError, error::errno};
+use super::{InterfaceName, Routing, TunnelError, error::errno, rules::PROTOCOL};
 
 /// Limit of one exchange with the kernel.
 const EXCHANGE: Duration = Duration::from_secs(5);
@@ -46,7 +49,14 @@ impl Links {
     ///
     /// IPv6 addresses come without duplicate address detection, which would hold them back for a second on a link without
     /// neighbours. No link-local address is made: it would send router solicitations into the tunnel.
-    pub(super) async fn prepare(&self, index: u32, mtu: u16, addresses: &[IpNet]) -> Result<Vec<IpNet>, TunnelError> {
+    /// With [`Routing::User`] they come without the route that the kernel would make for everybody.
+    pub(super) async fn prepare(
+        &self,
+        index: u32,
+        mtu: u16,
+        addresses: &[IpNet],
+        routing: Routing,
+    ) -> Result<Vec<IpNet>, TunnelError> {
         let link = LinkUnspec::new_with_index(index).mtu(mtu.into()).build();
         bounded(self.0.link().change(link).execute()).await?.map_err(TunnelError::netlink("to set the MTU"))?;
         let generation = vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])];
@@ -59,7 +69,7 @@ impl Links {
         }
         let mut set = Vec::with_capacity(addresses.len());
         for address in addresses {
-            if self.add_address(index, *address).await? {
+            if self.add_address(index, *address, routing).await? {
                 set.push(*address);
             }
         }
@@ -70,12 +80,13 @@ impl Links {
     }
 
     /// `false` when the machine has IPv6 switched off: a group is reached over IPv4 then.
-    async fn add_address(&self, index: u32, address: IpNet) -> Result<bool, TunnelError> {
+    async fn add_address(&self, index: u32, address: IpNet, routing: Routing) -> Result<bool, TunnelError> {
         let mut request = self.0.address().add(index, address.addr(), address.prefix_len());
         let ipv6 = address.addr().is_ipv6();
-        if ipv6 {
-            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-        }
+        let mut flags = AddressFlags::empty();
+        flags.set(AddressFlags::Nodad, ipv6);
+        flags.set(AddressFlags::Noprefixroute, routing != Routing::Everybody);
+        request.message_mut().attributes.push(AddressAttribute::Flags(flags));
         match bounded(request.execute()).await? {
             Ok(()) => Ok(true),
             Err(error)
@@ -98,8 +109,14 @@ impl Links {
         bounded(self.0.link().change(LinkUnspec::new_with_index(index).up().build()).execute()).await
     }
 
-    /// Adds a route to `network` through the link.
-    pub(super) async fn add_route(&self, index: u32, network: IpNet) -> Result<(), TunnelError> {
+    /// Adds a route to `network` through the link, in the main table or in `table`, with `source` as the address to send from.
+    pub(super) async fn add_route(
+        &self,
+        index: u32,
+        network: IpNet,
+        table: Option<u32>,
+        source: Option<IpAddr>,
+    ) -> Result<(), TunnelError> {
         let mut route = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(network.network(), network.prefix_len())
             .map_err(|_| TunnelError::Config("a route has no valid prefix"))?
@@ -107,7 +124,42 @@ impl Links {
         if network.addr().is_ipv4() {
             route = route.scope(RouteScope::Link);
         }
+        if let Some(table) = table {
+            route = route.table_id(table).protocol(RouteProtocol::Other(PROTOCOL));
+        }
+        if let Some(source) = source {
+            route = route.pref_source(source).map_err(|_| TunnelError::Config("a route has an impossible source"))?;
+        }
         bounded(self.0.route().add(route.build()).execute()).await?.map_err(TunnelError::netlink("to add a route"))
+    }
+
+    /// The routes of `table`, for people.
+    pub(super) async fn routes(&self, table: u32) -> Result<Vec<String>, TunnelError> {
+        let mut found = Vec::new();
+        for mut message in
+            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+        {
+            message.attributes.push(RouteAttribute::Table(table));
+            let all: Result<Vec<_>, _> = bounded(self.0.route().get(message).execute().try_collect()).await?;
+            let all = all.map_err(TunnelError::netlink("to list the routes"))?;
+            let ours = |route: &RouteMessage| route.attributes.contains(&RouteAttribute::Table(table));
+            found.extend(all.iter().filter(|route| ours(route)).map(|_| format!("a route of table {table}")));
+        }
+        Ok(found)
+    }
+
+    /// Makes a WireGuard link with the index of its name. The inner result is the kernel's answer.
+    pub(super) async fn add_wireguard(
+        &self,
+        name: &InterfaceName,
+    ) -> Result<Result<(), rtnetlink::Error>, TunnelError> {
+        let link = LinkMessageBuilder::<LinkWireguard>::new(name.as_str()).index(name.index()).build();
+        bounded(self.0.link().add(link).execute()).await
+    }
+
+    /// The connection, for what is not about links.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.0
     }
 
     /// Removes a link; one that is gone already is no error. The kernel answers when it is removed.
@@ -128,12 +180,8 @@ impl Links {
     }
 }
 
-/// Removes every interface with a name of ours and returns their names. For the start, before the first tunnel: it would
-/// remove running ones as well. One daemon per network namespace.
-///
-/// # Errors
-/// [`TunnelError::StillThere`] when one could not be removed; the others are removed nevertheless.
-pub async fn sweep() -> Result<Vec<InterfaceName>, TunnelError> {
+/// Removes every interface with a name of ours: see [`super::sweep`].
+pub(super) async fn sweep() -> Result<Vec<InterfaceName>, TunnelError> {
     let links = Links::open()?;
     let mut swept = Vec::new();
     let mut failed = None;
@@ -191,6 +239,6 @@ fn own_name(link: &LinkMessage) -> Option<InterfaceName> {
     })
 }
 
-async fn bounded<T>(exchange: impl Future<Output = T>) -> Result<T, TunnelError> {
+pub(super) async fn bounded<T>(exchange: impl Future<Output = T>) -> Result<T, TunnelError> {
     timeout(EXCHANGE, exchange).await.map_err(|_| TunnelError::Timeout("the kernel's answer"))
 }

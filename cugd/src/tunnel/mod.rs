@@ -18,6 +18,7 @@ mod link;
 pub mod memory;
 mod name;
 mod roster;
+mod rules;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -33,7 +34,6 @@ use tokio::{sync::Mutex, time::timeout};
 
 use driver::Driver;
 pub use error::TunnelError;
-pub use link::sweep;
 pub use name::InterfaceName;
 use roster::Roster;
 
@@ -82,6 +82,18 @@ pub struct InterfaceConfig {
     pub routes: Vec<IpNet>,
     /// MTU in bytes, at least 1280; see [`DEFAULT_MTU`].
     pub mtu: u16,
+    /// Whose packets find the way into it.
+    pub routing: Routing,
+}
+
+/// Who finds the way into an interface. This leads packets and keeps nobody out: that is what [`crate::guard`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routing {
+    /// Everybody: routes in the main table.
+    Everybody,
+    /// The sockets of this user ID, and the kernel's answers: routes in a table of the interface's own, so that the groups of two users
+    /// may have the same network.
+    User(u32),
 }
 
 /// A member of the group, as seen from this terminal.
@@ -191,7 +203,11 @@ impl Backend {
 async fn bring_up(backend: Backend, driver: &dyn Driver, config: &InterfaceConfig) -> Result<Interface, TunnelError> {
     let links = link::Links::open()?;
     let index = links.find(&config.name).await?.ok_or_else(|| TunnelError::Vanished(config.name.clone()))?;
-    let addresses = links.prepare(index, config.mtu, &config.addresses).await?;
+    if index != config.name.index() {
+        // The guard knows it by this number.
+        return Err(TunnelError::Config("the system gave it another index than was asked for"));
+    }
+    let addresses = links.prepare(index, config.mtu, &config.addresses, config.routing).await?;
     let mut port = None;
     for candidate in config.ports.clone() {
         port = driver.listen(&config.private_key, candidate).await?;
@@ -201,9 +217,19 @@ async fn bring_up(backend: Backend, driver: &dyn Driver, config: &InterfaceConfi
     }
     let port = port.ok_or(TunnelError::NoPort { first: *config.ports.start(), last: *config.ports.end() })?;
     links.activate(index).await?;
+    let table = match config.routing {
+        Routing::Everybody => None,
+        Routing::User(uid) => {
+            rules::add(&links, index, uid, &addresses).await?;
+            for own in &addresses {
+                links.add_route(index, own.trunc(), Some(index), Some(own.addr())).await?;
+            }
+            Some(index)
+        }
+    };
     for route in &config.routes {
-        if addresses.iter().any(|own| own.addr().is_ipv4() == route.addr().is_ipv4()) {
-            links.add_route(index, *route).await?;
+        if let Some(own) = addresses.iter().find(|own| same_family(own.addr(), route.addr())) {
+            links.add_route(index, *route, table, table.map(|_| own.addr())).await?;
         }
     }
     Ok(Interface { name: config.name.clone(), index, port, backend, addresses })
@@ -216,7 +242,7 @@ async fn take_down(driver: &dyn Driver, name: &InterfaceName) -> Result<(), Tunn
     {
         tracing::warn!(interface = %name, error = %error.with_causes(), "the tunnel did not stop by itself, removing its interface");
     }
-    link::ensure_gone(name).await
+    clear_away(name).await
 }
 
 /// An interface with its peers. Operations run one after another, each ends within ten seconds.
@@ -326,6 +352,41 @@ impl Tunnel {
     pub async fn down(&self) -> Result<(), TunnelError> {
         take_down(self.driver.as_ref(), &self.interface.name).await
     }
+}
+
+/// Removes every interface with a name of ours and the rules that lead into them, and returns their names. For the start, before the first
+/// tunnel: it would remove running ones as well. One daemon per network namespace.
+///
+/// # Errors
+/// [`TunnelError::StillThere`] when an interface could not be removed; the others are removed nevertheless.
+pub async fn sweep() -> Result<Vec<InterfaceName>, TunnelError> {
+    let swept = link::sweep().await;
+    rules::remove(None).await?;
+    swept
+}
+
+/// Removes the interface called `name`, if it is there, and the rules that lead into it.
+///
+/// # Errors
+/// [`TunnelError::StillThere`] when the interface could not be removed.
+pub async fn clear_away(name: &InterfaceName) -> Result<(), TunnelError> {
+    link::ensure_gone(name).await?;
+    rules::remove(Some(name.index())).await
+}
+
+/// What there is still of the interface called `name`, by names that a person can look for.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub async fn remains(name: &InterfaceName) -> Result<Vec<String>, TunnelError> {
+    let links = link::Links::open()?;
+    let mut found = Vec::new();
+    if links.find(name).await?.is_some() {
+        found.push(format!("interface {name}"));
+    }
+    found.extend(rules::list(&links, Some(name.index())).await?.iter().map(rules::describe));
+    found.extend(links.routes(name.index()).await?);
+    Ok(found)
 }
 
 async fn probe() -> Result<(), TunnelError> {

@@ -25,6 +25,14 @@ impl InterfaceName {
         Self::from_hash(&[0; 32])
     }
 
+    /// The index of the interface in the kernel, 2^30 to 2^31: taken from the name, so that it is known before the interface exists and
+    /// no other network namespace has one of the same index, as small ones are bound to be. It is the number of its routing table, too.
+    pub fn index(&self) -> u32 {
+        let digits = self.0.get(self.0.len().saturating_sub(8)..).unwrap_or_default();
+        // The form was checked when the name was made.
+        0x4000_0000 | (u32::from_str_radix(digits, 16).unwrap_or_default() & 0x3fff_ffff)
+    }
+
     /// The name as the kernel takes it, 13 bytes.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -57,6 +65,8 @@ mod tests {
         let name = InterfaceName::from_hash(&[0xab; 32]);
         assert_eq!(name.as_str(), "cugababababab");
         assert_eq!(name.as_str().parse::<InterfaceName>().unwrap(), name);
+        assert_eq!(name.index(), 0x6bab_abab);
+        assert_eq!(InterfaceName::from_hash(&[0; 32]).index(), 0x4000_0000);
         for foreign in ["cug", "cuggy", "cug0123456789a", "cug012345678", "cug012345678G", "cugABABABABAB", "wg0", ""] {
             assert!(foreign.parse::<InterfaceName>().is_err(), "{foreign}");
         }

@@ -142,6 +142,7 @@ mod tests {
             addresses: vec!["100.96.0.1/20".parse().unwrap(), "fd00::1/64".parse().unwrap()],
             routes: vec!["192.168.7.0/24".parse().unwrap()],
             mtu: 1420,
+            routing: crate::tunnel::Routing::Everybody,
         })
         .unwrap()
     }

@@ -154,6 +154,7 @@ fn daemon(
         grant_time: Duration::from_secs(60),
         host_name: "term1".parse().unwrap(),
         backend: "double".into(),
+        guard: "double".into(),
     };
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -168,7 +169,7 @@ fn daemon(
                 CardWatches::new(events.clone()),
                 Leaders::new(events),
             );
-            let serving = tokio::spawn(listener.serve(asks));
+            let serving = tokio::spawn(listener.serve(asks, |user| (user.as_str() != "root").then_some(3001)));
             let stop = async { drop(stopped.await) };
             driver.run(ask_queue, event_queue, stop, None).await;
             serving.abort();
@@ -223,12 +224,13 @@ impl Tunnels for TunnelDouble {
             Order::Rekey(group, ..) => self.journal.note(format!("rekey {group}")),
             Order::GroupDown(group) => self.journal.note(format!("group down {group}")),
             Order::Measure(..) | Order::Reach(..) | Order::Look(_) => {}
+            Order::Confine(group, policy) => self.journal.note(format!("confine {group} {policy:?}")),
         }
     }
 
     fn down(&mut self, number: Number) {
         self.journal.note("down".to_owned());
-        self.tell(number, TunnelEvent::Down { leftover: None });
+        self.tell(number, TunnelEvent::Down { leftovers: Vec::new() });
     }
 }
 

@@ -163,6 +163,7 @@ fn config(seed: &str, ports: &str, addresses: &str) -> Result<InterfaceConfig, B
         addresses: addresses.split(',').map(str::parse).collect::<Result<_, _>>()?,
         routes: vec!["192.168.77.0/24".parse()?],
         mtu: 1420,
+        routing: cugd::tunnel::Routing::Everybody,
     })
 }
 

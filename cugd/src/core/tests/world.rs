@@ -13,6 +13,7 @@ use cug_proto::{
     message::{
         ClearReason, ClientMessage, Grant, GroupGrant, Peer, Peers, Prefix4, Prefix6, Purpose, SessionId, WgPublicKey,
     },
+    policy::Policy,
     secret::Secret,
 };
 
@@ -20,12 +21,17 @@ use crate::core::*;
 
 pub const GROUP: u32 = 1;
 
+/// The account of every user.
+pub const UID: u32 = 3001;
+
 /// What a tunnel of a number is.
 #[derive(Default)]
 pub struct TunnelDouble {
     pub ordered: BTreeSet<u32>,
     pub raised: BTreeSet<u32>,
     pub peers: BTreeMap<(u32, WgPublicKey), [u8; 32]>,
+    /// Of each group, as last ordered.
+    pub policies: BTreeMap<u32, Policy>,
     pub falling: bool,
     pub calls: Vec<(WgPublicKey, Option<std::net::SocketAddr>)>,
     pub looks: u32,
@@ -83,7 +89,7 @@ pub fn group(id: u32, epoch: u32) -> GroupGrant {
         prefix6: Prefix6 { address: "fd00::".parse().unwrap(), len: 64 },
         address4: Ipv4Addr::new(100, 96, id as u8, 1),
         address6: "fd00::1".parse().unwrap(),
-        policy: cug_proto::policy::Policy::Open,
+        policy: Policy::Open,
     }
 }
 
@@ -117,6 +123,7 @@ impl World {
             grant_time: Duration::from_secs(60),
             host_name: "term1".parse().unwrap(),
             backend: "embedded".into(),
+            guard: "bpf+nft".into(),
         };
         Self {
             state: State::new(settings),
@@ -187,11 +194,11 @@ impl World {
 
     /// An OS session that did not begin with the card.
     pub fn join(&mut self, user: UserId, leader: Leader) -> Token {
-        self.ask(Request::Open(Open { user, service: "su".into(), tty: "tty1".into(), holds: false }, leader))
+        self.ask(Request::Open(Open { user, service: "su".into(), tty: "tty1".into(), holds: false }, leader, UID))
     }
 
     pub fn open(&mut self, user: UserId, leader: Leader) -> Token {
-        self.ask(Request::Open(Open { user, service: "login".into(), tty: "tty1".into(), holds: true }, leader))
+        self.ask(Request::Open(Open { user, service: "login".into(), tty: "tty1".into(), holds: true }, leader, UID))
     }
 
     pub fn advance(&mut self, span: Duration) {
@@ -260,7 +267,9 @@ impl World {
                 let others =
                     self.tunnels.iter().filter(|(other, _)| **other != number && self.session_of[other] == session);
                 assert_eq!(others.count(), 0);
+                assert_eq!(interface.uid, UID, "an interface has an owner");
                 assert!(self.live(number).ordered.insert(interface.group));
+                self.live(number).policies.insert(interface.group, interface.policy);
             }
             Action::UpsertPeers { number, group, peers } => {
                 let tunnel = self.live(number);
@@ -282,6 +291,11 @@ impl World {
                 for (peer, key) in keys {
                     *tunnel.peers.get_mut(&(group, peer)).expect("a known peer") = *key.expose();
                 }
+            }
+            Action::Confine { number, group, policy } => {
+                let tunnel = self.live(number);
+                assert!(tunnel.ordered.contains(&group), "before there is anything to guard");
+                assert_ne!(tunnel.policies.insert(group, policy.clone()), Some(policy), "only what changes is ordered");
             }
             Action::GroupDown { number, group } => {
                 let tunnel = self.live(number);
@@ -365,7 +379,7 @@ impl World {
             if self.exited {
                 continue;
             }
-            self.event(Event::Tunnel { number, event: TunnelEvent::Down { leftover: None } });
+            self.event(Event::Tunnel { number, event: TunnelEvent::Down { leftovers: Vec::new() } });
         }
     }
 

@@ -4,14 +4,17 @@
 //! adding loses it; only a change of key or port opens the socket; writing holds the lock that packets need, so long lists
 //! go in pieces; `clear_peers` opens the socket anew and is not used; the MTU is read when the TUN device is wrapped.
 
-use std::{collections::HashSet, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, net::SocketAddr, os::fd::IntoRawFd, sync::Arc, time::Duration};
 
 use cug_proto::secret::Secret;
 use futures_util::future::join_all;
 use gotatun::{
     device::{self, DefaultDeviceTransports, Device, DeviceBuilder, Peer},
     noise::TimerParams,
-    tun::{tun, tun_async_device::TunDevice},
+    tun::{
+        tun::{self, AbstractDevice},
+        tun_async_device::TunDevice,
+    },
     x25519,
 };
 use ipnet::IpNet;
@@ -22,6 +25,7 @@ use tokio::{
 };
 use zeroize::Zeroize;
 
+use super::device_file;
 use crate::tunnel::{InterfaceName, PeerConfig, PeerStats, PublicKey, Rekey, TunnelError, keepalive_seconds};
 
 type Engine = Device<DefaultDeviceTransports>;
@@ -100,12 +104,14 @@ pub(super) async fn run(
 
 /// Wraps a TUN device that has its MTU already: gotatun would notice a later change only after seconds.
 async fn create(name: &InterfaceName, mtu: u16) -> Result<Engine, TunnelError> {
+    let device = device_file::create(name).map_err(TunnelError::tun)?;
     let mut config = tun::Configuration::default();
-    config.tun_name(name.as_str()).mtu(mtu);
-    let tun = tun::create_as_async(&config).map_err(|error| match error {
+    config.tun_name(name.as_str()).mtu(mtu).raw_fd(device.into_raw_fd());
+    let mut tun = tun::create_as_async(&config).map_err(|error| match error {
         tun::Error::Io(source) => TunnelError::tun(source),
         other => TunnelError::tun(io::Error::other(other)),
     })?;
+    tun.set_mtu(mtu).map_err(|error| TunnelError::tun(io::Error::other(error)))?;
     let tun = TunDevice::from_tun_device(tun).map_err(|error| TunnelError::tun(io::Error::other(error)))?;
     DeviceBuilder::new().with_default_udp().with_ip(tun).build().await.map_err(TunnelError::engine("its start"))
 }

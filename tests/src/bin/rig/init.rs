@@ -112,6 +112,8 @@ fn files() -> anyhow::Result<()> {
     umount2(".", MntFlags::MNT_DETACH)?;
     std::env::set_current_dir("/")?;
     mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)?;
+    // The machine's own tree: what a host attaches there counts for its own network only.
+    mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), MsFlags::empty(), none)?;
     Ok(())
 }
 

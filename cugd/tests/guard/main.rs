@@ -1,0 +1,316 @@
+//! Real packets at a guarded interface, two users and root on one terminal. What must not pass passes without the guard first.
+//!
+//! Needs root, `ip`, `nft`, `ping`, `nsenter`, `unshare`, `setpriv`, `sysctl`, a kernel with cgroup-skb programs and Multipath TCP.
+
+#![allow(clippy::disallowed_methods, reason = "deadlines of a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code outside of #[test] functions"
+)]
+
+mod actor;
+mod host;
+
+use std::collections::BTreeMap;
+
+use host::{Actor, Person, Place, SEED};
+
+/// Not a test of its own: the process that the others start in their namespaces.
+#[test]
+fn actor() {
+    if let Ok(part) = std::env::var(actor::PART) {
+        actor::run(&part);
+    }
+}
+
+const OWN: &str = "100.96.0.1/24,fd00:96::1/64";
+
+/// Everybody's programs at their places.
+struct Scene {
+    /// First, so that they have ended when the people's cgroups go.
+    _servers: Vec<Actor>,
+    place: Place,
+    owner: Person,
+    other: Person,
+    root: Person,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let place = Place::new();
+        let (owner, other, root) = (Person::new(), Person::new(), Person::root());
+        let servers = vec![
+            place.terminal.serve(&owner, 7001),
+            place.terminal.serve(&other, 7002),
+            place.terminal.serve(&root, 7003),
+            place.member.serve(&root, 7004),
+            place.office.serve(&root, 7005),
+            place.office.serve(&root, 7006),
+        ];
+        Self { place, owner, other, root, _servers: servers }
+    }
+
+    fn guard(&self, choice: &str) -> Actor {
+        let mut guard = self.place.terminal.guard();
+        let layers = guard.ask(&format!("select {choice} process")).unwrap();
+        assert_eq!(layers, if choice == "nft" { "nft" } else { "bpf+nft" });
+        guard
+    }
+
+    fn raise(&self, guard: &mut Actor, closed: &str) {
+        guard.ask(&format!("raise {SEED} {} {OWN} {closed}", self.owner.uid)).unwrap();
+    }
+
+    /// What gets through, by what it is called.
+    fn packets(&self) -> BTreeMap<&'static str, Vec<bool>> {
+        let Place { terminal, member, office } = &self.place;
+        let device = actor::name(SEED);
+        let (owner, other, root) = (&self.owner, &self.other, &self.root);
+        let both = |host: &host::Host, who: &Person, how: &str, four: &str, six: &str, port: u16, device: &str| {
+            let ports = [format!("{four}:{port}"), format!("[{six}]:{port}")];
+            ports.map(|to| host.reaches(who, how, &to, device).is_ok()).to_vec()
+        };
+        let out = |who: &Person, device: &str| {
+            let ways = ["tcp", "udp"].map(|how| both(terminal, who, how, "100.96.0.2", "fd00:96::2", 7004, device));
+            ways.concat()
+        };
+        let inward = |port: u16| {
+            ["tcp", "udp"].map(|how| both(member, root, how, "100.96.0.1", "fd00:96::1", port, "-")).concat()
+        };
+        let ping = |host: &host::Host, who: &Person, to: [&str; 2]| to.map(|to| host.pings(who, to)).to_vec();
+        let closed_port = |host: &host::Host| {
+            let refused = ["100.96.0.1:7999", "[fd00:96::1]:7999"].map(|to| host.reaches(root, "tcp", to, "-"));
+            refused.map(|answer| answer.unwrap_err().contains("ECONNREFUSED")).to_vec()
+        };
+        BTreeMap::from([
+            ("owner out", out(owner, "-")),
+            ("owner out, device", out(owner, device.as_str())),
+            ("owner out, multipath", both(terminal, owner, "mptcp", "100.96.0.2", "fd00:96::2", 7004, "-")),
+            ("owner in", inward(7001)),
+            ("owner, own address", both(terminal, owner, "tcp", "100.96.0.1", "fd00:96::1", 7001, "-")),
+            ("owner pings", ping(terminal, owner, ["100.96.0.2", "fd00:96::2"])),
+            ("terminal is pinged", ping(member, root, ["100.96.0.1", "fd00:96::1"])),
+            ("closed port answers", closed_port(member)),
+            ("other out", out(other, "-")),
+            ("other out, device", out(other, device.as_str())),
+            ("other out, multipath", both(terminal, other, "mptcp", "100.96.0.2", "fd00:96::2", 7004, device.as_str())),
+            ("other in", inward(7002)),
+            ("other, own address", both(terminal, other, "tcp", "100.96.0.1", "fd00:96::1", 7001, "-")),
+            ("other, own address, multipath", both(terminal, other, "mptcp", "100.96.0.1", "fd00:96::1", 7001, "-")),
+            ("other pings", ping(terminal, other, ["100.96.0.2", "fd00:96::2"])),
+            ("root out", out(root, "-")),
+            ("root in", inward(7003)),
+            ("office to own address", both(office, root, "tcp", "100.96.0.1", "fd00:96::1", 7001, "-")),
+            ("member to office address", both(member, root, "tcp", "10.9.0.1", "fd00:9::1", 7001, "-")),
+            ("member through terminal", both(member, root, "tcp", "10.9.0.2", "fd00:9::2", 7005, "-")),
+            ("office through terminal", both(office, root, "tcp", "100.96.0.2", "fd00:96::2", 7004, "-")),
+            ("owner to office", both(terminal, owner, "tcp", "10.9.0.2", "fd00:9::2", 7005, "-")),
+            ("other to office", both(terminal, other, "udp", "10.9.0.2", "fd00:9::2", 7005, "-")),
+            ("office to other", both(office, root, "tcp", "10.9.0.1", "fd00:9::1", 7002, "-")),
+        ])
+    }
+
+    /// Exactly what `stops` names is stopped, completely; everything else passes, completely.
+    fn expect(&self, when: &str, stops: &[&str]) {
+        let wrong: Vec<_> = self
+            .packets()
+            .into_iter()
+            .filter(|(what, passed)| passed.iter().any(|passed| *passed == stops.contains(what)))
+            .collect();
+        assert!(wrong.is_empty(), "{when}: {wrong:?}");
+    }
+}
+
+/// What no layer may let through, and both can see.
+const OTHERS: [&str; 5] = ["other out", "other out, device", "other out, multipath", "other in", "other pings"];
+/// What root's own programs do.
+const ROOT: [&str; 2] = ["root out", "root in"];
+/// What only the packet filter sees.
+const AROUND: [&str; 6] = [
+    "other, own address",
+    "other, own address, multipath",
+    "office to own address",
+    "member to office address",
+    "member through terminal",
+    "office through terminal",
+];
+
+fn stops(lists: &[&[&'static str]]) -> Vec<&'static str> {
+    lists.concat()
+}
+
+#[test]
+fn both_layers() {
+    let scene = Scene::new();
+    scene.expect("without the guard", &[]);
+    let mut guard = scene.guard("auto");
+    scene.raise(&mut guard, "open");
+    scene.expect("with both layers", &stops(&[&OTHERS, &ROOT, &AROUND]));
+    assert_eq!(guard.ask(&format!("lower {SEED}")).unwrap(), "[]", "a program is still attached");
+    assert_eq!(guard.ask("leftovers").unwrap(), "");
+    assert!(scene.place.terminal.run("nft", "list ruleset").is_empty());
+    scene.expect("when the guard is gone", &[]);
+}
+
+#[test]
+fn the_programs_alone() {
+    let scene = Scene::new();
+    let mut guard = scene.guard("bpf");
+    scene.raise(&mut guard, "open");
+    scene.place.terminal.run("nft", "delete table inet cug");
+    scene.expect("with programs alone", &stops(&[&OTHERS, &ROOT]));
+}
+
+#[test]
+fn the_rules_alone() {
+    let scene = Scene::new();
+    let mut guard = scene.guard("nft");
+    scene.raise(&mut guard, "open");
+    scene.expect("with rules alone", &stops(&[&OTHERS, &ROOT, &AROUND]));
+}
+
+#[test]
+fn the_rules_alone_need_the_users_cgroup() {
+    let place = Place::new();
+    let mut guard = place.terminal.guard();
+    guard.ask("select nft process").unwrap();
+    let refused = guard.ask(&format!("raise {SEED} 99 {OWN} open")).unwrap_err();
+    assert!(refused.contains("user.slice/user-99.slice") && refused.contains("pam_systemd"), "{refused}");
+    assert!(place.terminal.run("nft", "list ruleset").is_empty());
+}
+
+/// What the owner reaches of the office's network: TCP, UDP and Multipath TCP to the port that is listed and to another one, and ping.
+fn office(scene: &Scene, who: &Person) -> Vec<bool> {
+    let mut reached = Vec::new();
+    for (port, how) in [(7005, "tcp"), (7005, "udp"), (7005, "mptcp"), (7006, "tcp"), (7006, "udp"), (7006, "mptcp")] {
+        for to in [format!("10.9.0.2:{port}"), format!("[fd00:9::2]:{port}")] {
+            reached.push(scene.place.terminal.reaches(who, how, &to, "-").is_ok());
+        }
+    }
+    reached.extend(["10.9.0.2", "fd00:9::2"].map(|to| scene.place.terminal.pings(who, to)));
+    reached
+}
+
+fn closed_groups(layer: &str) {
+    let scene = Scene::new();
+    let (terminal, owner, other) = (&scene.place.terminal, &scene.owner, &scene.other);
+    let mut guard = scene.guard(if layer == "rules" { "nft" } else { "auto" });
+    let take_rules_away = || {
+        if layer == "programs" {
+            terminal.run("nft", "delete table inet cug");
+        }
+    };
+    scene.raise(&mut guard, "open");
+    assert_eq!(office(&scene, owner), [true; 14], "an open group hinders nobody");
+    let mut standing = terminal.program(owner, "hold 10.9.0.2:7006");
+    standing.answer().unwrap();
+    standing.ask("go").unwrap();
+    let mut listed = terminal.program(owner, "hold 10.9.0.2:7005");
+    listed.answer().unwrap();
+
+    guard.ask(&format!("confine {SEED} 10.9.0.0/24:7005,[fd00:9::2]:7005")).unwrap();
+    take_rules_away();
+    standing.ask("go").unwrap_err();
+    listed.ask("go").unwrap();
+    let expected = [[true; 6].as_slice(), &[false; 8]].concat();
+    assert_eq!(office(&scene, owner), expected, "closed, with {layer}");
+    assert_eq!(office(&scene, other), [true; 14], "somebody else");
+    assert_eq!(office(&scene, &scene.root), [true; 14], "root");
+    for (what, to) in [("group", "100.96.0.2:7004"), ("group", "[fd00:96::2]:7004"), ("loopback", "127.0.0.1:7003")] {
+        terminal.reaches(owner, "tcp", to, "-").unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+
+    guard.ask(&format!("confine {SEED} -")).unwrap();
+    take_rules_away();
+    listed.ask("go").unwrap_err();
+    assert_eq!(office(&scene, owner)[..4], [false; 4], "nothing is listed, with {layer}");
+    guard.ask(&format!("confine {SEED} open")).unwrap();
+    assert_eq!(office(&scene, owner), [true; 14], "open again");
+}
+
+#[test]
+fn a_closed_group_with_both_layers() {
+    closed_groups("both layers");
+}
+
+#[test]
+fn a_closed_group_with_programs_alone() {
+    closed_groups("programs");
+}
+
+#[test]
+fn a_closed_group_with_rules_alone() {
+    closed_groups("rules");
+}
+
+#[test]
+fn what_is_pinned_outlives_a_crash_until_the_next_start() {
+    let scene = Scene::new();
+    let member_reaches =
+        |port: u16| scene.place.member.reaches(&scene.root, "tcp", &format!("100.96.0.1:{port}"), "-").is_ok();
+    for lifetime in ["process", "pinned"] {
+        let mut guard = scene.place.terminal.guard();
+        guard.ask(&format!("select auto {lifetime}")).unwrap();
+        scene.raise(&mut guard, "open");
+        assert!(member_reaches(7001) && !member_reaches(7002));
+        // As SIGKILL does.
+        drop(guard);
+        assert!(!member_reaches(7002), "the rules stay, but they are the half of it");
+        scene.place.terminal.run("nft", "delete table inet cug");
+        assert_eq!(member_reaches(7002), lifetime == "process", "{lifetime}");
+        scene.place.terminal.run("nft", "add table inet cug");
+        let mut next = scene.place.terminal.guard();
+        let swept = next.ask("sweep").unwrap();
+        assert_eq!(swept.matches("BPF program").count(), if lifetime == "pinned" { 2 } else { 0 }, "{swept}");
+        assert!(swept.contains("inet cug"), "{swept}");
+        assert!(member_reaches(7002));
+        next.ask("select auto process").unwrap();
+        assert_eq!(next.ask("leftovers").unwrap(), "");
+    }
+}
+
+#[test]
+fn a_refusal_of_the_kernel_opens_nothing() {
+    let place = Place::new();
+    let owner = Person::new();
+    // Somebody else owns a table of that name: the kernel lets nobody else touch it.
+    let mut holder = place.terminal.command("nft");
+    let mut holder =
+        holder.arg("-i").stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    use std::io::Write;
+    writeln!(holder.stdin.as_mut().unwrap(), "add table inet cug {{ flags owner; }}").unwrap();
+    let deadline = std::time::Instant::now() + actor::LIMIT;
+    while !place.terminal.run("nft", "list tables").contains("cug") {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    let mut guard = place.terminal.guard();
+    guard.ask("select auto process").unwrap();
+    let refused = guard.ask(&format!("raise {SEED} {} {OWN} open", owner.uid)).unwrap_err();
+    assert!(refused.contains("packet filter refused") && refused.contains("not permitted"), "{refused}");
+    assert_eq!(guard.ask("leftovers").unwrap(), "packet filter table inet cug", "it is named");
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    guard.ask(&format!("raise {SEED} {} {OWN} open", owner.uid)).unwrap();
+
+    // A kernel that refuses programs: without the right to load them.
+    let mut command = place.terminal.command("setpriv");
+    command.args(["--bounding-set=-bpf,-sys_admin", "--inh-caps=-all"]);
+    let mut weak = Actor::start(command, "guard");
+    weak.answer().unwrap();
+    let refused = weak.ask("select bpf process").unwrap_err();
+    assert!(refused.contains("kernel refused the program") && refused.contains("not permitted"), "{refused}");
+    assert_eq!(weak.ask("select auto process").unwrap(), "nft");
+
+    // Without the right to change the packet filter.
+    let mut command = place.terminal.command("setpriv");
+    command.args(["--bounding-set=-net_admin", "--inh-caps=-all"]);
+    let mut weak = Actor::start(command, "guard");
+    weak.answer().unwrap();
+    weak.ask("select nft process").unwrap();
+    let refused = weak.ask(&format!("raise 18 {} {OWN} open", owner.uid)).unwrap_err();
+    assert!(refused.contains("packet filter refused"), "{refused}");
+}

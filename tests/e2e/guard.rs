@@ -1,0 +1,131 @@
+//! The tunnel belongs to its user; two users of different groups at one terminal; what is left over is named.
+
+use crate::support::{SOON, does_not_reach, one_sentence, overlay, reaches, wait_seats};
+use anyhow::ensure;
+use cug_tests::accounts::LOCAL_USER;
+use cug_tests::login::Script;
+use cug_tests::probe::Echo;
+use cug_tests::space::scenario;
+use cug_tests::terminal::MEDIUM;
+use cug_tests::wait;
+use cug_tests::world::World;
+
+#[test]
+fn nobody_else_at_the_terminal_gets_into_the_tunnel() {
+    scenario("guard-others", |logs| {
+        let world = World::new(logs, 2)?;
+        let _echoes: Vec<_> =
+            world.terminals.iter().map(|terminal| Echo::start(terminal.space())).collect::<Result<_, _>>()?;
+        let a = world.terminal(1).insert(world.card("USER-A")?)?;
+        let _b = world.terminal(2).insert(world.card("USER-B")?)?;
+        let _login_a = world.terminal(1).log_in("USER-A", "passwd1")?;
+        let _login_b = world.terminal(2).log_in("USER-B", "passwd2")?;
+        let [at_a, at_b] = ["USER-A", "USER-B"].map(|user| overlay(&world, user, "VPN1"));
+        let (at_a, at_b) = (at_a?, at_b?);
+        reaches(world.terminal(1).space(), "USER-A", at_b)?;
+        reaches(world.terminal(2).space(), "USER-B", at_a)?;
+        for somebody in [LOCAL_USER.0, "USER-C"] {
+            does_not_reach(world.terminal(1).space(), somebody, at_b)?;
+            does_not_reach(world.terminal(1).space(), somebody, at_a)?;
+        }
+        let status = world.terminal(1).cugctl("status")?;
+        let guard = &status["sessions"][0]["groups"][0]["guard"];
+        ensure!(guard == "bpf+nft" && status["teardowns"] == 0, "{status}");
+
+        drop(a.pull());
+        world.terminal(1).wait_clean(SOON)?;
+        wait::for_true("the look after the end", SOON, || {
+            world.terminal(1).cugctl("status").is_ok_and(|status| status["teardowns"] == 1 && status["leftovers"] == 0)
+        })
+    });
+}
+
+#[test]
+fn two_members_of_different_groups_sit_at_one_terminal() {
+    scenario("guard-two", |logs| {
+        let mut world = World::new(logs, 3)?;
+        let _echoes: Vec<_> =
+            world.terminals.iter().map(|terminal| Echo::start(terminal.space())).collect::<Result<_, _>>()?;
+        world.terminal(1).configure(&format!("media = [\"{MEDIUM}\"]"))?;
+        world.terminal_mut(1).stop_cugd()?;
+        world.terminal_mut(1).start_cugd()?;
+        // Two more groups, with one and the same network.
+        for user in ["USER-E", "USER-F"] {
+            world.server.add_user(user, "passwd-other")?;
+        }
+        for (group, members) in
+            [("VPN3", ["USER-A", "USER-B"].as_slice()), ("VPN4", &["USER-E", "USER-F", "USER-C", "USER-D"])]
+        {
+            world.server.run(&["group", "add", group, "--prefix4", "100.127.0.0/24", "--prefix6", "fd7f::/64"])?;
+            for member in members {
+                world.server.run(&["group", "join", group, member])?;
+            }
+        }
+        // C has a stick, A a card: two readers.
+        world.medium("USER-C", 1)?;
+        let login_c = world.terminal(1).log_in("USER-C", "passwd3")?;
+        let a = world.terminal(1).insert(world.card("USER-A")?)?;
+        let _login_a = world.terminal(1).log_in("USER-A", "passwd1")?;
+        let _b = world.terminal(2).insert(world.card("USER-B")?)?;
+        let _login_b = world.terminal(2).log_in("USER-B", "passwd2")?;
+        let _d = world.terminal(3).insert(world.card("USER-D")?)?;
+        let _login_d = world.terminal(3).log_in("USER-D", "passwd4")?;
+        wait_seats(&world, &[("USER-A", 1), ("USER-B", 2), ("USER-C", 1), ("USER-D", 3)])?;
+        let at = |user, group| overlay(&world, user, group);
+        let (at_a, at_b) = (at("USER-A", "VPN3")?, at("USER-B", "VPN3")?);
+        let (at_c, at_d) = (at("USER-C", "VPN4")?, at("USER-D", "VPN4")?);
+        ensure!(at_a[0].to_string().starts_with("100.127.0.") && at_c[0].to_string().starts_with("100.127.0."));
+        let here = world.terminal(1).space();
+        reaches(here, "USER-A", at_b)?;
+        reaches(here, "USER-C", at_d)?;
+        reaches(world.terminal(2).space(), "USER-B", at_a)?;
+        reaches(world.terminal(3).space(), "USER-D", at_c)?;
+        for (who, to) in [("USER-A", at_d), ("USER-A", at_c), ("USER-C", at_b), ("USER-C", at_a)] {
+            does_not_reach(here, who, to)?;
+        }
+        drop(a.pull());
+        wait_seats(&world, &[("USER-B", 2), ("USER-C", 1), ("USER-D", 3)])?;
+        reaches(here, "USER-C", at_d)?;
+        login_c.close()?;
+        world.terminal(1).wait_clean(SOON)
+    });
+}
+
+#[test]
+fn what_is_left_over_is_named_and_removed_later() {
+    scenario("guard-leftover", |logs| {
+        let world = World::new(logs, 1)?;
+        let terminal = world.terminal(1);
+        let card = terminal.insert(world.card("USER-A")?)?;
+        let _login = terminal.log_in("USER-A", "passwd1")?;
+        terminal.space().run("nft", &["add", "table", "inet", "cug_stray"])?.ok()?;
+        drop(card.pull());
+        wait::for_true("a leftover that is counted", SOON, || {
+            terminal.cugctl("status").is_ok_and(|status| status["leftovers"] == 1)
+        })?;
+        let log = terminal.cugd_log();
+        ensure!(log.contains("left over of a session: packet filter table inet cug_stray"), "{log}");
+        wait::for_true("its removal", SOON, || terminal.cugd_log().contains("is gone now"))?;
+        terminal.wait_clean(SOON)
+    });
+}
+
+#[test]
+fn without_a_packet_filter_no_group_is_opened() {
+    scenario("guard-no-nft", |logs| {
+        let world = World::new(logs, 1)?;
+        let terminal = world.terminal(1);
+        terminal.space().run("rm", &["/usr/sbin/nft"])?.ok()?;
+        let card = terminal.insert(world.card("USER-A")?)?;
+        let mut login = terminal.login(&Script::new("USER-A").password("passwd1"))?;
+        let refused = login.refused()?;
+        ensure!(refused.step == "open_session", "{refused:?}");
+        one_sentence(&login, "the closed group could not be opened")?;
+        let log = terminal.cugd_log();
+        ensure!(log.contains("the nft program is missing"), "{log}");
+        terminal.wait_clean(SOON)?;
+        terminal.locals_can_log_in()?;
+        drop(card);
+        Ok(())
+    });
+}
