@@ -10,7 +10,10 @@ use std::{
 use cug_proto::{DEFAULT_SERVER_PORT, local::SOCKET_PATH, trust::CaPin};
 use serde::Deserialize;
 
-use crate::tunnel::BackendChoice;
+use crate::{
+    names::{NamesChoice, zone::Suffix},
+    tunnel::BackendChoice,
+};
 
 /// Where the configuration is unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cug/cugd.toml";
@@ -41,6 +44,10 @@ pub struct Config {
     pub media: Vec<String>,
     /// `grant-seconds`: how long a grant may wait to be opened.
     pub grant_time: Duration,
+    /// `names-suffix`: what the members' names end with; empty for no names.
+    pub names_suffix: Option<Suffix>,
+    /// `names`: who is to know them.
+    pub names: NamesChoice,
 }
 
 /// The configuration cannot be used.
@@ -106,6 +113,10 @@ struct Raw {
     media: Vec<String>,
     #[serde(default = "default_grant")]
     grant_seconds: u64,
+    #[serde(default = "default_suffix")]
+    names_suffix: String,
+    #[serde(default = "default_backend")]
+    names: String,
 }
 
 fn default_ports() -> String {
@@ -126,6 +137,10 @@ fn default_card_wait() -> u64 {
 
 fn default_server_timeout() -> u64 {
     5
+}
+
+fn default_suffix() -> String {
+    "cug".to_owned()
 }
 
 fn default_grant() -> u64 {
@@ -163,6 +178,8 @@ impl Config {
             readers: raw.readers,
             media: media(raw.media).map_err(wrong("media"))?,
             grant_time: seconds(raw.grant_seconds, 1..=600).map_err(wrong("grant-seconds"))?,
+            names_suffix: suffix(&raw.names_suffix).map_err(wrong("names-suffix"))?,
+            names: names(&raw.names).map_err(wrong("names"))?,
         })
     }
 }
@@ -227,6 +244,19 @@ fn backend(text: &str) -> Result<BackendChoice, String> {
     }
 }
 
+fn suffix(text: &str) -> Result<Option<Suffix>, String> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
+}
+
+fn names(text: &str) -> Result<NamesChoice, String> {
+    match text {
+        "auto" => Ok(NamesChoice::Auto),
+        "resolved" => Ok(NamesChoice::Resolved),
+        "hosts" => Ok(NamesChoice::Hosts),
+        _ => Err(format!("\"{text}\" is none of \"auto\", \"resolved\", \"hosts\"")),
+    }
+}
+
 fn absolute(path: PathBuf) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err(format!("\"{}\" is not an absolute path", path.display())) }
 }
@@ -283,6 +313,8 @@ mod tests {
             ("servers = [\"a\"]\nsocket = \"x\"", "socket"),
             ("servers = [\"a\"]\nserver-timeout-seconds = 0", "server-timeout-seconds"),
             ("servers = [\"a\"]\nmedia = [\"usb\"]", "media"),
+            ("servers = [\"a\"]\nnames-suffix = \"x.local\"", "names-suffix"),
+            ("servers = [\"a\"]\nnames = \"dnsmasq\"", "names"),
             ("servers = [\"a\"]\nsevrers = 1", "sevrers"),
             ("servers = 3", "servers"),
             ("", "servers"),

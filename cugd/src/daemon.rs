@@ -15,12 +15,14 @@ use tokio::{
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
+    clock,
     config::Config,
     core::{Settings, State},
     driver::{Driver, EVENT_QUEUE},
     hardening, host,
     leaders::Leaders,
     link::TlsLinks,
+    names::{self, Names},
     socket::Listener,
     tunnel::{self, Backend},
     tunnels::WgTunnels,
@@ -54,17 +56,20 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     for name in tunnel::sweep().await.context("leftovers of an earlier run could not be removed")? {
         tracing::warn!(interface = %name, "removed an interface that an earlier run left");
     }
+    sweep_names();
     let backend = Backend::select(config.backend).await.context("there is no WireGuard")?;
 
     let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
     let (asks, ask_queue) = mpsc::channel(ASK_QUEUE);
-    let driver = Driver::new(
-        State::new(settings(&config, backend)?),
+    let names = config.names_suffix.as_ref().map(|_| Names::start(config.names, events.clone()));
+    let mut driver = Driver::new(
+        State::new(settings(&config, backend)?).following(config.names_suffix.clone(), clock::now()),
         WgTunnels::new(events.clone(), backend, config.listen_ports.clone()),
         TlsLinks::new(events.clone(), config.server_timeout),
         CardWatches::new(events.clone()),
         Leaders::new(events),
     );
+    driver.names = names.unwrap_or_else(Names::off);
     let server = tokio::spawn(listener.serve(asks));
     tracing::info!(socket = %config.socket.display(), ?backend, "ready");
     let _no_service_manager = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -73,6 +78,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     server.abort();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Names that an earlier run left. They lead to addresses of a tunnel that is no more, so they are no reason not to start.
+fn sweep_names() {
+    match names::sweep() {
+        Ok(true) => tracing::warn!("removed names that an earlier run left in {}", names::HOSTS),
+        Ok(false) => {}
+        Err(error) => tracing::error!("names that an earlier run left stay: {:#}", anyhow::Error::from(error)),
+    }
 }
 
 fn settings(config: &Config, backend: Backend) -> anyhow::Result<Settings> {

@@ -41,6 +41,7 @@ pub mod kdf;
 pub mod local;
 pub mod login;
 pub mod message;
+pub mod notice;
 pub mod policy;
 pub mod secret;
 pub mod session;

@@ -1,7 +1,7 @@
 //! What the PAM module and `cugctl` say to `cugd` over `/run/cugd/cugd.sock`.
 //!
 //! Frames as in [`crate::frame`] with [`crate::frame::MAX_LOGIN`] for requests and [`crate::frame::MAX_SESSION`] for replies. One request, one reply, several
-//! in turn on a connection. The kernel says who asks (SO_PEERCRED): root may ask everything, another user only `Status` and `Peers`, and hears only of
+//! in turn on a connection. The kernel says who asks (SO_PEERCRED): root may ask everything, another user only `Status`, `Peers` and `Watch`, and hears only of
 //! their own sessions.
 //!
 //! | request | reply | when |
@@ -13,12 +13,14 @@
 //! | `Close` | `Done` | it ends; the tunnel goes with the last one |
 //! | `Status` | `Status` | any time |
 //! | `Peers` | `Peers` | any time |
+//! | `Watch` | `WatchStarted`, then `Event` as often as something happens | any time; the connection is for nothing else from then on |
 //!
 //! Every request may be answered by `Refused`.
 
 use crate::{
     id::{Epoch, GroupName, HostName, UserId},
     message::{Fingerprint, Grant, Purpose, WgPublicKey},
+    notice::Notice,
     trust::CaPin,
 };
 use minicbor::{Decode, Encode, bytes::ByteArray};
@@ -58,6 +60,9 @@ pub enum Request {
     /// Who else is there.
     #[n(6)]
     Peers,
+    /// What is going on, and from then on what happens. A caller that does not keep up with reading is cut off.
+    #[n(8)]
+    Watch,
 }
 
 /// What is answered.
@@ -87,6 +92,12 @@ pub enum Reply {
     /// Not done, and why.
     #[n(7)]
     Refused(#[n(0)] Refusal),
+    /// Unasked, after `WatchStarted`.
+    #[n(9)]
+    Event(#[n(0)] Notice),
+    /// To `Watch`: how things stand. All that happens afterwards comes as `Event`.
+    #[n(10)]
+    WatchStarted(#[n(0)] Status),
 }
 
 /// Why a request was not done.
@@ -319,6 +330,12 @@ pub struct Status {
     /// The sessions that the caller may see.
     #[n(2)]
     pub sessions: Vec<SessionStatus>,
+    /// Milliseconds since the daemon started.
+    #[n(5)]
+    pub uptime_ms: Option<u64>,
+    /// Name of this workstation.
+    #[n(6)]
+    pub host_name: Option<HostName>,
 }
 
 /// One session.
@@ -349,6 +366,57 @@ pub struct SessionStatus {
     /// Its groups.
     #[n(7)]
     pub groups: Vec<OpenedGroup>,
+    /// Milliseconds until the lease ends, and the session with it, unless the server is heard again; `None` without a tunnel.
+    #[n(8)]
+    pub lease_left_ms: Option<u64>,
+    /// Milliseconds since the channel was attached, or since it was lost.
+    #[n(9)]
+    pub channel_since_ms: Option<u64>,
+    /// Why the channel was lost or not reached, the last time; stays when it stands again.
+    #[n(10)]
+    pub channel_error: Option<String>,
+    /// The card is there and is watched.
+    #[n(11)]
+    pub card_watched: Option<bool>,
+    /// The OS sessions that hold the tunnel.
+    #[n(12)]
+    pub leaders: Option<Vec<LeaderStatus>>,
+    /// Where the members of each group are named.
+    #[n(13)]
+    pub names: Option<Vec<NamesStatus>>,
+    /// All interfaces stand, and the other members were told of them.
+    #[n(14)]
+    pub open: Option<bool>,
+}
+
+/// A process that leads an OS session.
+#[derive(Encode, Decode, Clone, Serialize)]
+#[cbor(map)]
+pub struct LeaderStatus {
+    /// Process ID in the daemon's namespace.
+    #[n(0)]
+    pub pid: u32,
+    /// OS sessions that it opened.
+    #[n(1)]
+    pub sessions: u32,
+}
+
+/// How a group's members can be found by name.
+#[derive(Encode, Decode, Clone, Serialize)]
+#[cbor(map)]
+pub struct NamesStatus {
+    /// The group.
+    #[n(0)]
+    pub group: GroupName,
+    /// What the names end with.
+    #[n(1)]
+    pub domain: String,
+    /// Who answers for them: `systemd-resolved` or `/etc/hosts`; empty when nobody does.
+    #[n(2)]
+    pub by: String,
+    /// Why nobody does.
+    #[n(3)]
+    pub problem: Option<String>,
 }
 
 /// The other members of a group.
@@ -394,4 +462,7 @@ pub struct PeerStatus {
     /// Bytes sent.
     #[n(7)]
     pub sent: u64,
+    /// Its domain name, if it has one.
+    #[n(8)]
+    pub name: Option<String>,
 }

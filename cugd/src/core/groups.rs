@@ -81,6 +81,11 @@ impl Group {
         InterfaceSpec { group: self.grant.id, name: self.name.clone(), addresses }
     }
 
+    /// Its interface and its networks.
+    pub fn place(&self) -> (&InterfaceName, (Ipv4Net, Ipv6Net)) {
+        (&self.name, (self.prefix4, self.prefix6))
+    }
+
     pub fn opened(&self) -> OpenedGroup {
         OpenedGroup {
             name: self.grant.name.clone(),

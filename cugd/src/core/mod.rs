@@ -29,6 +29,7 @@
 
 mod channel;
 mod end;
+mod follow;
 mod groups;
 mod life;
 mod requests;
@@ -47,6 +48,7 @@ use cug_proto::{
 };
 
 use end::End;
+use follow::Followed;
 use life::{Life, Waiter};
 pub use time::Time;
 pub use types::*;
@@ -64,6 +66,7 @@ pub struct State {
     farewells: BTreeMap<LinkId, Time>,
     addresses: Vec<IpAddr>,
     stopping: bool,
+    followed: Followed,
 }
 
 /// A key pair that waits for a grant.
@@ -101,17 +104,20 @@ struct Falling {
 pub fn step(state: &mut State, now: Time, event: Event) -> Vec<Action> {
     let mut actions = Vec::new();
     let out = &mut actions;
+    state.notice(&event);
     match event {
         Event::Request { token, request } => state.request(now, token, request, out),
         Event::LeaderDied(leader) => state.leader_died(now, leader, out),
         Event::Watch { number, event } => state.watch(now, number, event, out),
         Event::Channel { link, event } => state.channel(now, link, event, out),
         Event::Tunnel { number, event } => state.tunnel(now, number, event, out),
+        Event::Names { number, group, place } => state.names(number, group, place),
         Event::Addresses(addresses) => state.addresses(addresses, out),
         Event::Tick => {}
         Event::Shutdown => state.shutdown(now, out),
     }
     state.expire(now, out);
+    state.follow(now, out);
     if state.stopping && state.falling.is_empty() && state.farewells.is_empty() {
         out.push(Action::Exit);
     }
@@ -130,6 +136,7 @@ impl State {
             farewells: BTreeMap::new(),
             addresses: Vec::new(),
             stopping: false,
+            followed: Followed::default(),
         }
     }
 

@@ -10,13 +10,17 @@ use cug_proto::{
     id::{GroupId, GroupName, HostName, UserId},
     local::{CardBinding, Deliver, OfferId, Open, PeerStatus, Prepare, Reply},
     message::{ClearReason, ClientMessage, EndReason, GroupGrant, KeyAck, Known, Peers, SessionId, WgPublicKey},
+    notice::Notice,
     secret::Secret,
     trust::CaPin,
 };
 use ipnet::IpNet;
 
 use super::Time;
-use crate::tunnel::InterfaceName;
+use crate::{
+    names::{Place, zone::Zone},
+    tunnel::InterfaceName,
+};
 
 /// A request that is to be answered once.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -126,6 +130,15 @@ pub enum Event {
         /// What.
         event: TunnelEvent,
     },
+    /// Who knows the names of a group's members.
+    Names {
+        /// Whose.
+        number: Number,
+        /// Of which group.
+        group: GroupId,
+        /// Who.
+        place: Place,
+    },
     /// This terminal's addresses, as they are now.
     Addresses(Vec<IpAddr>),
     /// The time of [`super::State::deadline`] has come.
@@ -150,6 +163,8 @@ pub enum Request {
     Status(Viewer),
     /// Who else is there.
     Peers(Viewer),
+    /// What is going on, to begin with.
+    Watch(Viewer),
 }
 
 /// From the watch of a card.
@@ -327,6 +342,17 @@ pub enum Action {
     },
     /// All is down; end the process.
     Exit,
+    /// The names of a group's members; `None`: there are none any more.
+    Names {
+        /// Whose.
+        number: Number,
+        /// Of which group.
+        group: GroupId,
+        /// The names.
+        zone: Option<Arc<Zone>>,
+    },
+    /// For those who watch.
+    Tell(Notice),
 }
 
 impl Action {
