@@ -9,14 +9,18 @@
 //! * `frames`: bytes that no honest program sends, to the server and to cugd.
 //! * `secrets`: what is in memory, and what a tampered list of members is good for.
 //! * `tools`: programs that were not written here.
+//! * `names`: members by name.
+//! * `status`: what a terminal says of itself.
 
 mod frames;
 mod harness;
+mod names;
 mod path;
 mod pulled;
 mod refusals;
 mod secrets;
 mod server_faults;
 mod sessions;
+mod status;
 mod support;
 mod tools;
