@@ -8,12 +8,9 @@
 //! Each line of ours is known by itself, so nothing of anybody else's is lost, wherever an editor has put it. All other bytes stay as they are: also
 //! a last line without an end, which the first line of ours then remembers.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr};
 
+use super::zone::Table;
 use crate::tunnel::InterfaceName;
 
 const BEGIN: &str = "# Members of closed user groups, kept by cugd while they are logged in";
@@ -23,9 +20,6 @@ const BEGIN_UNENDED: &str =
 const END: &str = "# End of cugd's lines";
 /// What the end of each line with a name begins with; the interface follows.
 const MARK: &str = "\t# cugd ";
-
-/// Names with addresses and the interface through which they are reached.
-pub type Table<'a> = BTreeMap<&'a str, (Ipv4Addr, Ipv6Addr, &'a InterfaceName)>;
 
 /// `content` with our lines as `table` wants them, at the end; with none of ours when it is empty.
 pub fn with(content: &[u8], table: &Table) -> Vec<u8> {
@@ -83,6 +77,7 @@ fn interface_of(line: &[u8]) -> Option<InterfaceName> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::Ipv4Addr;
 
     fn table<'a>(names: &'a [&'a str], interface: &'a InterfaceName) -> Table<'a> {
         names

@@ -181,11 +181,12 @@ pub fn reverse_domain(net: IpNet) -> String {
     }
 }
 
+/// Names with addresses and the interface through which they are reached.
+pub type Table<'a> = BTreeMap<&'a str, (Ipv4Addr, Ipv6Addr, &'a InterfaceName)>;
+
 /// One table for all users of the machine: the names that several zones give to different addresses are left out, and returned.
-pub fn merged<'a>(
-    zones: impl Iterator<Item = &'a Zone>,
-) -> (BTreeMap<&'a str, (Ipv4Addr, Ipv6Addr, &'a InterfaceName)>, BTreeSet<&'a str>) {
-    let mut table: BTreeMap<&str, (Ipv4Addr, Ipv6Addr, &InterfaceName)> = BTreeMap::new();
+pub fn merged<'a>(zones: impl Iterator<Item = &'a Zone>) -> (Table<'a>, BTreeSet<&'a str>) {
+    let mut table = Table::new();
     let mut ambiguous = BTreeSet::new();
     for zone in zones {
         for (name, &(four, six)) in &zone.hosts {
