@@ -12,7 +12,7 @@ FUZZ := frames messages local envelope trust policy config admin
 SECONDS ?= 60
 VENV := target/interop-venv
 PACKAGES := build-essential pkg-config cmake libclang-dev clang libpcsclite-dev libpam0g-dev pcscd opensc yubico-piv-tool pamtester \
-	systemd iproute2 iputils-ping nftables wireguard-tools tcpdump util-linux login openssl python3-venv procps mmdebstrap systemd-container
+	systemd iproute2 iputils-ping dbus-daemon dbus-bin nftables wireguard-tools tcpdump util-linux login openssl python3-venv procps mmdebstrap systemd-container
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -52,7 +52,12 @@ units: setup ## the sandbox of the server's systemd unit
 unit: build $(VENV)/ready ## unit and property tests
 	@$(AS_ROOT) cargo test --locked --workspace --exclude cug-tests
 
-e2e: build image ## end to end: real PAM, pcscd, cards, TLS and WireGuard on several hosts
+# systemd-resolved is unpacked and not installed: installing it changes the name service of the machine.
+RESOLVED := target/systemd-resolved
+$(RESOLVED)/ready:
+	@mkdir -p $(RESOLVED) && cd $(RESOLVED) && apt-get -qq download systemd-resolved 2>/dev/null && dpkg-deb -x systemd-resolved_*.deb . && touch ready
+
+e2e: build image $(RESOLVED)/ready ## end to end: real PAM, pcscd, cards, TLS and WireGuard on several hosts
 	@CUG_BUILT=1 $(AS_ROOT) cargo test --locked -p cug-tests
 	@echo "The same with a card written by others (piv-authenticator):"
 	@CUG_BUILT=1 CUG_CARD=piv-authenticator $(AS_ROOT) cargo test --locked -p cug-tests --test e2e

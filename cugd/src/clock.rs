@@ -15,6 +15,11 @@ pub fn now() -> Time {
     Time::since_boot(uptime.unwrap_or_default())
 }
 
+/// The same as a span.
+pub fn uptime() -> Duration {
+    now().since(Time::since_boot(Duration::ZERO))
+}
+
 /// Wall-clock time, for what the kernel reports in it.
 pub fn wall() -> SystemTime {
     SystemTime::now()

@@ -10,7 +10,11 @@ use std::{
 use cug_proto::{DEFAULT_SERVER_PORT, local::SOCKET_PATH, trust::CaPin};
 use serde::Deserialize;
 
-use crate::{guard::GuardChoice, tunnel::BackendChoice};
+use crate::{
+    guard::GuardChoice,
+    names::{NamesChoice, zone::Suffix},
+    tunnel::BackendChoice,
+};
 
 /// Where the configuration is unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cug/cugd.toml";
@@ -45,6 +49,10 @@ pub struct Config {
     pub grant_time: Duration,
     /// `guard`: what keeps other users out of the tunnels.
     pub guard: GuardChoice,
+    /// `names-suffix`: what the members' names end with; empty for no names.
+    pub names_suffix: Option<Suffix>,
+    /// `names`: who is to know them.
+    pub names: NamesChoice,
 }
 
 /// The configuration cannot be used.
@@ -114,6 +122,10 @@ struct Raw {
     grant_seconds: u64,
     #[serde(default = "default_guard")]
     guard: String,
+    #[serde(default = "default_suffix")]
+    names_suffix: String,
+    #[serde(default = "default_backend")]
+    names: String,
 }
 
 fn default_ports() -> String {
@@ -134,6 +146,10 @@ fn default_card_wait() -> u64 {
 
 fn default_server_timeout() -> u64 {
     5
+}
+
+fn default_suffix() -> String {
+    "cug".to_owned()
 }
 
 fn default_grant() -> u64 {
@@ -177,6 +193,8 @@ impl Config {
             media: media(raw.media).map_err(wrong("media"))?,
             grant_time: seconds(raw.grant_seconds, 1..=600).map_err(wrong("grant-seconds"))?,
             guard: guard(&raw.guard).map_err(wrong("guard"))?,
+            names_suffix: suffix(&raw.names_suffix).map_err(wrong("names-suffix"))?,
+            names: names(&raw.names).map_err(wrong("names"))?,
         })
     }
 }
@@ -250,6 +268,19 @@ fn guard(text: &str) -> Result<GuardChoice, String> {
     }
 }
 
+fn suffix(text: &str) -> Result<Option<Suffix>, String> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
+}
+
+fn names(text: &str) -> Result<NamesChoice, String> {
+    match text {
+        "auto" => Ok(NamesChoice::Auto),
+        "resolved" => Ok(NamesChoice::Resolved),
+        "hosts" => Ok(NamesChoice::Hosts),
+        _ => Err(format!("\"{text}\" is none of \"auto\", \"resolved\", \"hosts\"")),
+    }
+}
+
 fn absolute(path: PathBuf) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err(format!("\"{}\" is not an absolute path", path.display())) }
 }
@@ -315,6 +346,8 @@ mod tests {
             ("servers = [\"a\"]\nserver-timeout-seconds = 0", "server-timeout-seconds"),
             ("servers = [\"a\"]\nmedia = [\"usb\"]", "media"),
             ("servers = [\"a\"]\nexempt = [\"@\"]", "exempt"),
+            ("servers = [\"a\"]\nnames-suffix = \"x.local\"", "names-suffix"),
+            ("servers = [\"a\"]\nnames = \"dnsmasq\"", "names"),
             ("servers = [\"a\"]\nsevrers = 1", "sevrers"),
             ("servers = 3", "servers"),
             ("", "servers"),

@@ -15,7 +15,7 @@ use tokio::{
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
-    addresses,
+    addresses, clock,
     config::Config,
     core::{Settings, State},
     driver::{Driver, EVENT_QUEUE},
@@ -23,6 +23,7 @@ use crate::{
     hardening, host,
     leaders::Leaders,
     link::TlsLinks,
+    names::{self, Names},
     socket::Listener,
     tunnel::{self, Backend},
     tunnels::WgTunnels,
@@ -59,6 +60,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     for what in guard::sweep().await.context("leftovers of an earlier run could not be removed")? {
         tracing::warn!(what, "removed what an earlier run left");
     }
+    sweep_names();
     let backend = Backend::select(config.backend).await.context("there is no WireGuard")?;
     let lifetime = match backend {
         Backend::Kernel => Lifetime::Pinned,
@@ -68,13 +70,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
     let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
     let (asks, ask_queue) = mpsc::channel(ASK_QUEUE);
-    let driver = Driver::new(
-        State::new(settings(&config, backend, guard.layers())?),
+    let names = config.names_suffix.as_ref().map(|_| Names::start(config.names, events.clone()));
+    let mut driver = Driver::new(
+        State::new(settings(&config, backend, guard.layers())?).following(config.names_suffix.clone(), clock::now()),
         WgTunnels::new(events.clone(), backend, config.listen_ports.clone(), guard, config.servers.clone()),
         TlsLinks::new(events.clone(), config.server_timeout),
         CardWatches::new(events.clone()),
         Leaders::new(events.clone()),
     );
+    driver.names = names.unwrap_or_else(Names::off);
     let network = tokio::spawn(addresses::monitor(events));
     let server = tokio::spawn(listener.serve(asks, host::account));
     tracing::info!(socket = %config.socket.display(), ?backend, "ready");
@@ -85,6 +89,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     network.abort();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Names that an earlier run left. They lead to addresses of a tunnel that is no more, so they are no reason not to start.
+fn sweep_names() {
+    match names::sweep() {
+        Ok(true) => tracing::warn!("removed names that an earlier run left in {}", names::HOSTS),
+        Ok(false) => {}
+        Err(error) => tracing::error!("names that an earlier run left stay: {:#}", anyhow::Error::from(error)),
+    }
 }
 
 fn settings(config: &Config, backend: Backend, layers: Layers) -> anyhow::Result<Settings> {

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use cug_proto::local::{self, GroupPeers, Refusal, Reply};
+use cug_proto::{
+    local::{self, GroupPeers, Refusal, Reply},
+    notice::Notice,
+};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Interval, interval, sleep, timeout},
@@ -19,9 +22,11 @@ use crate::{
     keys,
     leaders::Leaders,
     link::Links,
+    names::Names,
     tunnel::memory::scrub_stack,
     tunnels::{Order, Tunnels},
     watch::Watches,
+    watchers::Watchers,
 };
 
 /// Events that may wait for the loop; more make their senders wait.
@@ -42,6 +47,8 @@ pub struct Ask {
     pub account: Option<u32>,
     /// For the answer.
     pub answer: oneshot::Sender<Reply>,
+    /// For what happens after the answer to `Watch`.
+    pub watch: Option<mpsc::Sender<Notice>>,
 }
 
 /// The loop with its hands.
@@ -56,14 +63,27 @@ pub struct Driver<T, L, W> {
     pub watches: W,
     /// Watches of processes.
     pub leaders: Leaders,
+    /// Names of the members.
+    pub names: Names,
+    watchers: Watchers,
     waiting: HashMap<Token, oneshot::Sender<Reply>>,
     tokens: u64,
 }
 
 impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
-    /// Nothing asked yet.
+    /// Nothing asked yet, and members have no names.
     pub fn new(state: State, tunnels: T, links: L, watches: W, leaders: Leaders) -> Self {
-        Self { state, tunnels, links, watches, leaders, waiting: HashMap::new(), tokens: 0 }
+        Self {
+            state,
+            tunnels,
+            links,
+            watches,
+            leaders,
+            names: Names::off(),
+            watchers: Watchers::default(),
+            waiting: HashMap::new(),
+            tokens: 0,
+        }
     }
 
     /// Until `shutdown` has come and all is down. `watchdog` is how often the service manager wants to hear from this loop.
@@ -84,7 +104,7 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
                     stopping = true;
                     Some(Event::Shutdown)
                 }
-                Some(event) = events.recv() => Some(event),
+                Some(event) = events.recv() => self.names.hold(event),
                 Some(ask) = asks.recv() => self.admit(ask),
                 () = due(wait) => Some(Event::Tick),
                 () = beat(&mut watchdog) => {
@@ -129,6 +149,12 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             (local::Request::Status, _) => Request::Status(ask.viewer),
             (local::Request::Peers, _) => Request::Peers(ask.viewer),
             (local::Request::Servers, _) => Request::Servers,
+            (local::Request::Watch, _) => {
+                if !ask.watch.is_some_and(|sender| self.watchers.add(ask.viewer.clone(), sender)) {
+                    return refuse(ask.answer, Refusal::Busy);
+                }
+                Request::Watch(ask.viewer)
+            }
         };
         self.tokens += 1;
         let token = Token(self.tokens);
@@ -179,6 +205,8 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             Action::TunnelDown { number } => self.tunnels.down(number),
             Action::Reach { number, group, peers } => self.tunnels.order(number, Order::Reach(group, peers)),
             Action::Look { number, group } => self.tunnels.order(number, Order::Look(group)),
+            Action::Names { number, group, zone } => self.names.set((number, group), zone),
+            Action::Tell(notice) => self.watchers.tell(&notice),
             Action::Log { level, text } => log(level, &text),
             Action::Exit => return true,
         }

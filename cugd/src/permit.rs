@@ -7,14 +7,14 @@ use cug_proto::local::{Refusal, Request};
 /// | request | root | others |
 /// |---|---|---|
 /// | `Prepare`, `Deliver`, `Cancel`, `Open`, `Close` | yes | no |
-/// | `Status`, `Peers` | yes, of everybody | yes, of their own sessions |
+/// | `Status`, `Peers`, `Watch` | yes, of everybody | yes, of their own sessions |
 /// | `Servers` | yes | yes |
 ///
 /// # Errors
 /// [`Refusal::NotPermitted`]
 pub fn check(uid: u32, request: &Request) -> Result<(), Refusal> {
     match request {
-        Request::Status | Request::Peers | Request::Servers => Ok(()),
+        Request::Status | Request::Peers | Request::Servers | Request::Watch => Ok(()),
         Request::Prepare(_) | Request::Deliver(_) | Request::Cancel(_) | Request::Open(_) | Request::Close(_) => {
             if uid == 0 { Ok(()) } else { Err(Refusal::NotPermitted) }
         }

@@ -14,6 +14,7 @@ use cug_proto::{
     frame::{self, HEADER_LEN, MAX_LOGIN, MAX_SESSION},
     id::UserId,
     local::{Refusal, Reply, Request},
+    notice::Notice,
 };
 use nix::unistd::{Uid, User, geteuid};
 use tokio::{
@@ -24,7 +25,7 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use crate::{core::Viewer, driver::Ask, permit, pidfd};
+use crate::{core::Viewer, driver::Ask, permit, pidfd, watchers};
 
 /// Most connections of root at a time: one login each, or two.
 const MAX_ROOT: usize = 256;
@@ -194,19 +195,41 @@ impl Client {
         // A grant of many groups is large, and only root delivers one.
         let (idle, max) = if self.uid == 0 { (IDLE_ROOT, MAX_SESSION) } else { (IDLE_OTHER, MAX_LOGIN) };
         while let Some(body) = read(&mut stream, idle, max).await {
+            let (watch, notices) = mpsc::channel(watchers::QUEUE);
             let reply = match body {
-                Ok(body) => self.answer(&body).await,
+                Ok(body) => self.answer(&body, watch).await,
                 Err(refusal) => Err(refusal),
             };
             let go_on = reply.is_ok();
+            let watches = matches!(reply, Ok(Reply::WatchStarted(_)));
             if !write(&mut stream, &reply.unwrap_or_else(Reply::Refused)).await || !go_on {
                 return;
+            }
+            if watches {
+                return self.tell(stream, notices).await;
+            }
+        }
+    }
+
+    /// Passes on what happens, until the caller goes, says anything, or does not keep up.
+    async fn tell(self, mut stream: UnixStream, mut notices: mpsc::Receiver<Notice>) {
+        let mut byte = [0];
+        loop {
+            tokio::select! {
+                _ = stream.read(&mut byte) => return,
+                notice = notices.recv() => match notice {
+                    Some(notice) => if !write(&mut stream, &Reply::Event(notice)).await { return },
+                    None => {
+                        tracing::warn!(uid = self.uid, "one who watches does not keep up and is cut off");
+                        return;
+                    }
+                },
             }
         }
     }
 
     /// An error ends the connection after it was told; a refusal by the core does not.
-    async fn answer(&self, body: &[u8]) -> Result<Reply, Refusal> {
+    async fn answer(&self, body: &[u8], watch: mpsc::Sender<Notice>) -> Result<Reply, Refusal> {
         let request: Request = frame::decode(body).map_err(|_| Refusal::Malformed)?;
         permit::check(self.uid, &request)
             .inspect_err(|_| tracing::warn!(uid = self.uid, "a request was not permitted"))?;
@@ -218,7 +241,8 @@ impl Client {
         };
         // Held afresh for each request: a connection may be handed on to a child process after its leader's end.
         let caller = self.pid.and_then(|pid| pidfd::hold(pid).ok());
-        self.asks.try_send(Ask { request, caller, viewer, account, answer }).map_err(|_| Refusal::Busy)?;
+        let watch = matches!(request, Request::Watch).then_some(watch);
+        self.asks.try_send(Ask { request, caller, viewer, account, answer, watch }).map_err(|_| Refusal::Busy)?;
         match timeout(ANSWER_TIME, reply).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) | Err(_) => Err(Refusal::Busy),
@@ -236,7 +260,9 @@ impl Client {
             return Viewer::All;
         }
         match request {
-            Request::Status | Request::Peers => user_name(self.uid).await.map_or(Viewer::Nobody, Viewer::User),
+            Request::Status | Request::Peers | Request::Watch => {
+                user_name(self.uid).await.map_or(Viewer::Nobody, Viewer::User)
+            }
             Request::Prepare(_) | Request::Deliver(_) | Request::Cancel(_) | Request::Open(_) | Request::Close(_) => {
                 Viewer::Nobody
             }

@@ -118,7 +118,9 @@ impl Daemon for ScriptDaemon {
             Request::Open(open) if open.holds => Asked::Open,
             Request::Open(_) => Asked::Join,
             Request::Close(_) => Asked::Close,
-            Request::Status | Request::Peers | Request::Servers => panic!("not a request of the module"),
+            Request::Watch | Request::Status | Request::Peers | Request::Servers => {
+                panic!("not a request of the module")
+            }
         };
         let (expected, answer) =
             self.0.borrow_mut().pop_front().unwrap_or_else(|| panic!("unexpected request {asked:?}"));

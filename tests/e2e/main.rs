@@ -16,6 +16,8 @@
 //! * `revocation`: how fast the others drop a member who is no longer one.
 //! * `faults`: the network and the machine misbehave.
 //! * `roaming`: terminals and servers that move, terminals with several addresses.
+//! * `names`: members by name.
+//! * `status`: what a terminal says of itself.
 
 mod accounts;
 mod enrol;
@@ -23,6 +25,7 @@ mod faults;
 mod frames;
 mod guard;
 mod harness;
+mod names;
 mod path;
 mod pulled;
 mod refusals;
@@ -32,5 +35,6 @@ mod secrets;
 mod server_faults;
 mod sessions;
 mod standby;
+mod status;
 mod support;
 mod tools;

@@ -44,6 +44,7 @@ pub mod kdf;
 pub mod local;
 pub mod login;
 pub mod message;
+pub mod notice;
 pub mod password;
 pub mod policy;
 pub mod secret;

@@ -1,7 +1,7 @@
 //! What the PAM module and `cugctl` say to `cugd` over `/run/cugd/cugd.sock`.
 //!
 //! Frames as in [`crate::frame`], at most [`crate::frame::MAX_SESSION`]; requests by others than root at most [`crate::frame::MAX_LOGIN`]. One request, one
-//! reply, several in turn on a connection. The kernel says who asks (SO_PEERCRED): root may ask everything, another user only `Status`, `Peers` and `Servers`, and hears only of
+//! reply, several in turn on a connection. The kernel says who asks (SO_PEERCRED): root may ask everything, another user only `Status`, `Peers`, `Servers` and `Watch`, and hears only of
 //! their own sessions.
 //!
 //! | request | reply | when |
@@ -14,12 +14,14 @@
 //! | `Status` | `Status` | any time |
 //! | `Peers` | `Peers` | any time |
 //! | `Servers` | `Servers` | any time, anybody: what an enrolment needs to know of this workstation; none of it is secret |
+//! | `Watch` | `WatchStarted`, then `Event` as often as something happens | any time; the connection is for nothing else from then on |
 //!
 //! Every request may be answered by `Refused`.
 
 use crate::{
     id::{Epoch, GroupName, HostName, UserId},
     message::{Fingerprint, Grant, Purpose, WgPublicKey},
+    notice::Notice,
     trust::CaPin,
 };
 use minicbor::{Decode, Encode, bytes::ByteArray};
@@ -62,6 +64,9 @@ pub enum Request {
     /// Which organisation this workstation belongs to.
     #[n(7)]
     Servers,
+    /// What is going on, and from then on what happens. A caller that does not keep up with reading is cut off.
+    #[n(8)]
+    Watch,
 }
 
 /// What is answered.
@@ -94,6 +99,12 @@ pub enum Reply {
     /// To `Servers`.
     #[n(8)]
     Servers(#[n(0)] Servers),
+    /// Unasked, after `WatchStarted`.
+    #[n(9)]
+    Event(#[n(0)] Notice),
+    /// To `Watch`: how things stand. All that happens afterwards comes as `Event`.
+    #[n(10)]
+    WatchStarted(#[n(0)] Status),
 }
 
 /// Which organisation this workstation belongs to, and where it looks for cards.
@@ -371,6 +382,12 @@ pub struct Status {
     /// Tunnels that were taken down, and looked after, since then.
     #[cbor(n(4), default)]
     pub teardowns: u64,
+    /// Milliseconds since the daemon started.
+    #[n(5)]
+    pub uptime_ms: Option<u64>,
+    /// Name of this workstation.
+    #[n(6)]
+    pub host_name: Option<HostName>,
 }
 
 /// One session.
@@ -401,6 +418,57 @@ pub struct SessionStatus {
     /// Its groups.
     #[n(7)]
     pub groups: Vec<OpenedGroup>,
+    /// Milliseconds until the lease ends, and the session with it, unless the server is heard again; `None` without a tunnel.
+    #[n(8)]
+    pub lease_left_ms: Option<u64>,
+    /// Milliseconds since the channel was attached, or since it was lost.
+    #[n(9)]
+    pub channel_since_ms: Option<u64>,
+    /// Why the channel was lost or not reached, the last time; stays when it stands again.
+    #[n(10)]
+    pub channel_error: Option<String>,
+    /// The card is there and is watched.
+    #[n(11)]
+    pub card_watched: Option<bool>,
+    /// The OS sessions that hold the tunnel.
+    #[n(12)]
+    pub leaders: Option<Vec<LeaderStatus>>,
+    /// Where the members of each group are named.
+    #[n(13)]
+    pub names: Option<Vec<NamesStatus>>,
+    /// All interfaces stand, and the other members were told of them.
+    #[n(14)]
+    pub open: Option<bool>,
+}
+
+/// A process that leads an OS session.
+#[derive(Encode, Decode, Clone, Serialize)]
+#[cbor(map)]
+pub struct LeaderStatus {
+    /// Process ID in the daemon's namespace.
+    #[n(0)]
+    pub pid: u32,
+    /// OS sessions that it opened.
+    #[n(1)]
+    pub sessions: u32,
+}
+
+/// How a group's members can be found by name.
+#[derive(Encode, Decode, Clone, Serialize)]
+#[cbor(map)]
+pub struct NamesStatus {
+    /// The group.
+    #[n(0)]
+    pub group: GroupName,
+    /// What the names end with.
+    #[n(1)]
+    pub domain: String,
+    /// Who answers for them: `systemd-resolved` or `/etc/hosts`; empty when nobody does.
+    #[n(2)]
+    pub by: String,
+    /// Why nobody does.
+    #[n(3)]
+    pub problem: Option<String>,
 }
 
 /// The other members of a group.
@@ -446,4 +514,7 @@ pub struct PeerStatus {
     /// Bytes sent.
     #[n(7)]
     pub sent: u64,
+    /// Its domain name, if it has one.
+    #[n(8)]
+    pub name: Option<String>,
 }

@@ -64,7 +64,7 @@ impl End {
     }
 
     /// For the log.
-    fn sentence(&self) -> String {
+    pub(super) fn sentence(&self) -> String {
         match self {
             Self::LoggedOut => "the last OS session is over".to_owned(),
             Self::Card(cause) => format!("the card is gone ({cause})"),
@@ -89,6 +89,9 @@ impl State {
         if lives && end.clear().is_some() && !self.has_link(user) {
             // The card was faster than the first attachment, or the server was away: one try to tell it, within the farewell's time.
             self.connect(user, &mut goodbye);
+        }
+        if lives {
+            self.tell_end(user, end, out);
         }
         if let Some(session) = self.sessions.get_mut(user).filter(|_| lives) {
             out.push(Action::info(&format!("session of {user} ended: {}", end.sentence())));

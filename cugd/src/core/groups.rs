@@ -107,6 +107,11 @@ impl Group {
         }
     }
 
+    /// Its interface and its networks.
+    pub fn network(&self) -> (&InterfaceName, (Ipv4Net, Ipv6Net)) {
+        (&self.name, (self.prefix4, self.prefix6))
+    }
+
     pub fn opened(&self, guard: &str) -> OpenedGroup {
         OpenedGroup {
             name: self.grant.name.clone(),

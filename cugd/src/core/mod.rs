@@ -30,6 +30,7 @@
 mod channel;
 mod end;
 mod endpoints;
+mod follow;
 mod groups;
 mod life;
 mod requests;
@@ -50,6 +51,7 @@ use cug_proto::{
 
 use end::End;
 pub use endpoints::Sight;
+use follow::Followed;
 use ipnet::IpNet;
 use life::{Life, Waiter};
 pub use time::Time;
@@ -72,6 +74,7 @@ pub struct State {
     teardowns: u64,
     /// What was left over of them.
     leftovers: u64,
+    followed: Followed,
 }
 
 /// A key pair that waits for a grant.
@@ -111,17 +114,20 @@ struct Falling {
 pub fn step(state: &mut State, now: Time, event: Event) -> Vec<Action> {
     let mut actions = Vec::new();
     let out = &mut actions;
+    state.notice(&event);
     match event {
         Event::Request { token, request } => state.request(now, token, request, out),
         Event::LeaderDied(leader) => state.leader_died(now, leader, out),
         Event::Watch { number, event } => state.watch(now, number, event, out),
         Event::Channel { link, event } => state.channel(now, link, event, out),
         Event::Tunnel { number, event } => state.tunnel(now, number, event, out),
+        Event::Names { number, group, place } => state.names(number, group, place),
         Event::Addresses(addresses) => state.addresses(now, addresses, out),
         Event::Tick => {}
         Event::Shutdown => state.shutdown(now, out),
     }
     state.expire(now, out);
+    state.follow(now, out);
     if state.stopping && state.falling.is_empty() && state.farewells.is_empty() {
         out.push(Action::Exit);
     }
@@ -142,6 +148,7 @@ impl State {
             stopping: false,
             teardowns: 0,
             leftovers: 0,
+            followed: Followed::default(),
         }
     }
 

@@ -30,6 +30,10 @@ impl State {
                 let reply = Reply::Status(self.status(now, &viewer));
                 out.push(Action::Reply { token, reply });
             }
+            Request::Watch(viewer) => {
+                let reply = Reply::WatchStarted(self.status(now, &viewer));
+                out.push(Action::Reply { token, reply });
+            }
             Request::Peers(viewer) => out.push(Action::ReplyPeers { token, groups: self.peers(&viewer) }),
             Request::Servers => out.push(Action::Reply { token, reply: Reply::Servers(self.servers()) }),
         }

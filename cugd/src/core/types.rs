@@ -10,6 +10,7 @@ use cug_proto::{
     id::{GroupId, GroupName, HostName, UserId},
     local::{CardBinding, Deliver, OfferId, Open, PeerStatus, Prepare, Reply},
     message::{ClearReason, ClientMessage, EndReason, GroupGrant, KeyAck, Known, Peers, SessionId, WgPublicKey},
+    notice::Notice,
     policy::Policy,
     secret::Secret,
     trust::CaPin,
@@ -17,7 +18,10 @@ use cug_proto::{
 use ipnet::IpNet;
 
 use super::{Sight, Time};
-use crate::tunnel::InterfaceName;
+use crate::{
+    names::{Place, zone::Zone},
+    tunnel::InterfaceName,
+};
 
 /// A request that is to be answered once.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -131,6 +135,15 @@ pub enum Event {
         /// What.
         event: TunnelEvent,
     },
+    /// Who knows the names of a group's members.
+    Names {
+        /// Whose.
+        number: Number,
+        /// Of which group.
+        group: GroupId,
+        /// Who.
+        place: Place,
+    },
     /// Addresses or routes of this terminal changed: its addresses, each with its subnet.
     Addresses(Vec<IpNet>),
     /// The time of [`super::State::deadline`] has come.
@@ -157,6 +170,8 @@ pub enum Request {
     Peers(Viewer),
     /// Which organisation this workstation belongs to.
     Servers,
+    /// What is going on, to begin with.
+    Watch(Viewer),
 }
 
 /// From the watch of a card.
@@ -373,6 +388,17 @@ pub enum Action {
         /// Which group.
         group: GroupId,
     },
+    /// The names of a group's members; `None`: there are none any more.
+    Names {
+        /// Whose.
+        number: Number,
+        /// Of which group.
+        group: GroupId,
+        /// The names.
+        zone: Option<Arc<Zone>>,
+    },
+    /// For those who watch.
+    Tell(Notice),
 }
 
 impl Action {

@@ -13,7 +13,6 @@ mod talk;
 
 use std::{
     io::{self, Write},
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -22,7 +21,6 @@ use std::{
 use cug_card::CardError;
 use cug_proto::{
     enrol::{CodeError, EnrolCode, EnrolVerdict},
-    frame,
     id::UserId,
     local::{Refusal, Reply, Request, Servers},
     message::Unavailable,
@@ -221,13 +219,9 @@ fn commit(talk: &mut Talk, ask: &mut Ask, user: &UserId, mut password: SecretByt
 
 /// Asks the daemon which organisation this workstation belongs to.
 fn organisation(socket: &Path) -> Result<Servers, EnrolError> {
-    let stream =
-        UnixStream::connect(socket).map_err(|_| EnrolError::Daemon(ctl::CtlError::NotRunning(socket.to_owned())))?;
-    let body =
-        ctl::converse(stream, &Request::Servers).map_err(|error| EnrolError::Daemon(ctl::CtlError::NoAnswer(error)))?;
-    match frame::decode(&body)? {
+    let mut daemon = ctl::Connection::open(socket).map_err(EnrolError::Daemon)?;
+    match daemon.ask(&Request::Servers).map_err(EnrolError::Daemon)? {
         Reply::Servers(servers) => Ok(servers),
-        Reply::Refused(refusal) => Err(EnrolError::Refused(refusal)),
         _ => Err(EnrolError::Daemon(ctl::CtlError::Strange)),
     }
 }

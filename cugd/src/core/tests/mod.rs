@@ -1,5 +1,6 @@
 //! The core against a world of doubles that checks every action.
 
+mod follow;
 mod herd;
 mod policies;
 mod random;

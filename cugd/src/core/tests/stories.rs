@@ -12,7 +12,7 @@ use super::world::*;
 use crate::core::*;
 
 /// USER-A logged in and up, with two peers in group 1.
-fn up() -> (World, Number, LinkId, Token) {
+pub fn up() -> (World, Number, LinkId, Token) {
     let mut world = World::new();
     let (number, link) = granted(&mut world);
     let opened = world.open(user(0), leader(1));

@@ -13,11 +13,12 @@ use cug_proto::{
     message::{
         ClearReason, ClientMessage, Grant, GroupGrant, Peer, Peers, Prefix4, Prefix6, Purpose, SessionId, WgPublicKey,
     },
+    notice::Notice,
     policy::Policy,
     secret::Secret,
 };
 
-use crate::core::*;
+use crate::{core::*, names::zone::Zone};
 
 pub const GROUP: u32 = 1;
 
@@ -63,6 +64,10 @@ pub struct World {
     pub keys: BTreeMap<OfferId, Weak<Secret<32>>>,
     pub session_of: BTreeMap<Number, SessionId>,
     pub exited: bool,
+    /// Names that were given and not taken back.
+    pub zones: BTreeMap<(Number, u32), Arc<Zone>>,
+    /// What those who watch were told.
+    pub told: Vec<Notice>,
     tokens: u64,
     names: u8,
 }
@@ -126,7 +131,7 @@ impl World {
             guard: "bpf+nft".into(),
         };
         Self {
-            state: State::new(settings),
+            state: State::new(settings).following(Some("cug".parse().unwrap()), Time::since_boot(Duration::ZERO)),
             now: Time::since_boot(Duration::from_secs(1000)),
             watches: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -138,6 +143,8 @@ impl World {
             keys: BTreeMap::new(),
             session_of: BTreeMap::new(),
             exited: false,
+            zones: BTreeMap::new(),
+            told: Vec::new(),
             tokens: 0,
             names: 0,
         }
@@ -254,8 +261,21 @@ impl World {
             Action::Disconnect { link } => assert!(self.links.remove(&link).is_some()),
             Action::Log { .. } => {}
             Action::Check { link } => self.links.get_mut(&link).expect("an open channel").checks += 1,
+            Action::Names { number, group, zone } => self.named(number, group, zone),
+            Action::Tell(notice) => self.told.push(notice),
             Action::Exit => self.exited = true,
             tunnel => self.tunnel(tunnel),
+        }
+    }
+
+    fn named(&mut self, number: Number, group: u32, zone: Option<Arc<Zone>>) {
+        match zone {
+            Some(zone) => {
+                let tunnel = self.tunnels.get(&number).expect("names without a tunnel");
+                assert!(!tunnel.falling && tunnel.raised.contains(&group), "names before their interface");
+                assert_ne!(self.zones.insert((number, group), zone.clone()), Some(zone), "the same names again");
+            }
+            None => assert!(self.zones.remove(&(number, group)).is_some()),
         }
     }
 
@@ -333,6 +353,11 @@ impl World {
 
     /// What holds between steps.
     fn check(&self) {
+        for (number, group) in self.zones.keys() {
+            let stands =
+                self.tunnels.get(number).is_some_and(|tunnel| !tunnel.falling && tunnel.ordered.contains(group));
+            assert!(stands, "names outlive their interface");
+        }
         for (number, tunnel) in &self.tunnels {
             assert!(tunnel.falling || self.watches.get(number) == Some(&true), "a tunnel without its card");
         }
