@@ -26,7 +26,7 @@ fn run(config: &Path, arguments: &[&str]) -> Output {
 
 fn command(config: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cug-server"));
-    command.arg("--config").arg(config).args(arguments);
+    command.arg("--yes").arg("--config").arg(config).args(arguments);
     command
 }
 

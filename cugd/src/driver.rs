@@ -22,7 +22,7 @@ use crate::{
     keys,
     leaders::Leaders,
     link::Links,
-    names::Names,
+    names::{self, Names},
     tunnel::memory::scrub_stack,
     tunnels::{Order, Tunnels},
     watch::Watches,
@@ -104,7 +104,7 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
                     stopping = true;
                     Some(Event::Shutdown)
                 }
-                Some(event) = events.recv() => self.names.hold(event),
+                Some(event) = events.recv() => self.names.hold(event).map(names_left),
                 Some(ask) = asks.recv() => self.admit(ask),
                 () = due(wait) => Some(Event::Tick),
                 () = beat(&mut watchdog) => {
@@ -248,6 +248,14 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             let _asker_gone = answer.send(Reply::Peers(shown));
         });
     }
+}
+
+/// Names are looked for last: they are there for as long as the interface.
+fn names_left(mut event: Event) -> Event {
+    if let Event::Tunnel { event: TunnelEvent::Down { leftovers }, .. } = &mut event {
+        leftovers.extend(names::leftovers());
+    }
+    event
 }
 
 async fn due(wait: Option<Duration>) {

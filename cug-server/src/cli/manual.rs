@@ -82,11 +82,12 @@ mod tests {
     /// The parser names all keys that it knows; the page must know them too.
     #[test]
     fn the_page_documents_every_key_of_the_configuration() {
-        for text in ["no-such-key = 1", "[argon2]\nno-such-key = 1"] {
+        for table in ["", "[argon2]", "[keys]", "[metrics]", "[password]"] {
+            let text = &format!("{table}\nno-such-key = 1");
             let error = crate::config::Config::parse(text, Path::new("x")).map(drop).unwrap_err().to_string();
-            let (_, expected) = error.split_once("expected one of").unwrap();
+            let (_, expected) = error.split_once("expected ").unwrap();
             let keys: Vec<_> = expected.split('`').skip(1).step_by(2).collect();
-            assert!(keys.len() >= 3, "{error}");
+            assert!(!keys.is_empty(), "{error}");
             for key in keys {
                 let written = format!(".B {}", key.replace('-', "\\-"));
                 assert!(SERVER_TOML.contains(&written), "server.toml(5) says nothing of {key}");

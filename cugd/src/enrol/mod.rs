@@ -22,7 +22,7 @@ use cug_card::CardError;
 use cug_proto::{
     enrol::{CodeError, EnrolCode, EnrolVerdict},
     id::UserId,
-    local::{Refusal, Reply, Request, Servers},
+    local::{Reply, Request, Servers},
     message::Unavailable,
     secret::SecretBytes,
 };
@@ -80,8 +80,6 @@ fn user_id(text: &str) -> Result<UserId, &'static str> {
 enum EnrolError {
     #[error("{0}")]
     Daemon(ctl::CtlError),
-    #[error("this workstation refuses: {0}")]
-    Refused(Refusal),
     #[error("{0}")]
     Ask(#[from] AskError),
     #[error("{0}")]
