@@ -97,7 +97,7 @@ fn whole_enrolment(logs: &Path, kind: Kind) -> anyhow::Result<()> {
     let done = enrol(&world, 1, "USER-E", &[], &answers)?;
     ensure!(done.err.contains("part 1 of the code"), "{}", done.err);
     let said = done.ok()?;
-    ensure!(said.contains("cannot be used: the password needs") && said.contains("can log in now"), "{said}");
+    ensure!(said.contains("The new password is too short") && said.contains("can log in now"), "{said}");
     let cards = world.server.json(&["card", "list", "USER-E"])?;
     ensure!(said.contains(cards[0]["fingerprint"].as_str().context("no card")?), "{said}");
     drop(enrol_again(&world, &code, in_reader)?);

@@ -91,7 +91,10 @@ fn a_crash_leaves_names_until_the_next_start() {
         world.terminal_mut(1).kill_cugd()?;
         ensure!(hosts(world.terminal(1).space())? != before, "a crash cannot have cleaned up");
         world.terminal_mut(1).start_cugd()?;
-        ensure!(hosts(world.terminal(1).space())? == before);
+        // It listens before it sweeps, so that it is known to be the only one.
+        wait::for_true("the names to be swept", SOON, || {
+            hosts(world.terminal(1).space()).is_ok_and(|now| now == before)
+        })?;
         ensure!(world.terminal(1).cugd_log().contains("removed names that an earlier run left"));
         world.terminal(1).wait_clean(SOON)
     });

@@ -17,7 +17,7 @@ const ELSEWHERE: Duration = Duration::from_secs(60);
 /// Pings, 20 a second, while `work` goes on and at least for as long as it takes; answers with what ping says.
 fn pinging(world: &World, to: IpAddr, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<String> {
     let log = world.terminal(1).space().logs().join("ping.log");
-    let mut command = world.terminal(1).space().command("ping")?;
+    let mut command = world.terminal(1).space().command_as("USER-A", "ping")?;
     command.args(["-n", "-q", "-i", "0.05", "-W", "2", &to.to_string()]);
     cug_tests::card::detach(&mut command);
     let mut ping = process::Daemon::spawn("ping", command, &log, true)?;

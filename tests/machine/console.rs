@@ -16,7 +16,22 @@ fn a_member_logs_in_and_out() {
         scene.reaches_the_other()?;
         let status = scene.machine.console().shell("cugctl status; cugctl peers")?;
         ensure!(status.contains("VPN1") && status.contains("USER-B"), "the member's own status: {status}");
+        ensure!(status.contains("bpf+nft"), "the guard's two layers: {status}");
         ensure!(scene.machine.logind_users()? == ["USER-A"], "{:?}", scene.machine.logind_users());
+        scene.machine.console().log_out()?;
+        scene.closed()
+    });
+}
+
+/// Where the kernel allows no BPF, packet filter rules guard alone; they need the session's cgroup, which pam_systemd makes before.
+#[test]
+fn without_bpf() {
+    scenario("machine-nft", |logs| {
+        let mut scene = Scene::with(logs, "", false)?;
+        scene.log_in()?;
+        scene.reaches_the_other()?;
+        let status = scene.machine.console().shell("cugctl status")?;
+        ensure!(status.contains("nft") && !status.contains("bpf"), "{status}");
         scene.machine.console().log_out()?;
         scene.closed()
     });
@@ -103,7 +118,7 @@ fn the_card_service_is_killed() {
 #[test]
 fn nobody_is_locked_out() {
     scenario("machine-broken", |logs| {
-        let mut scene = Scene::with(logs, "exempt = [\"porter\"]")?;
+        let mut scene = Scene::with(logs, "exempt = [\"porter\"]", true)?;
         let broken: [(&str, &[&str]); 4] = [
             ("with everything in order", &["true"]),
             ("without pcscd", &["systemctl", "mask", "--now", "pcscd.socket", "pcscd.service"]),

@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use cug_tests::card::{InReader, PIN};
 use cug_tests::login::Login;
-use cug_tests::machine::Machine;
+use cug_tests::machine::{Machine, Options};
 use cug_tests::wait;
 use cug_tests::world::{World, password};
 use std::path::Path;
@@ -28,11 +28,11 @@ pub struct Scene {
 impl Scene {
     /// Both cards are in their readers, USER-B is logged in, USER-A not yet.
     pub fn new(logs: &Path) -> anyhow::Result<Self> {
-        Self::with(logs, "")
+        Self::with(logs, "", true)
     }
 
-    /// The same with more lines in the machine's cugd.toml.
-    pub fn with(logs: &Path, lines: &str) -> anyhow::Result<Self> {
+    /// The same with more lines in the machine's cugd.toml, and with or without BPF.
+    pub fn with(logs: &Path, lines: &str, bpf: bool) -> anyhow::Result<Self> {
         let world = World::new(logs, 1)?;
         let (card, other_card) = (world.card("USER-A")?, world.card("USER-B")?);
         let terminal = world.terminal(1);
@@ -40,7 +40,7 @@ impl Scene {
         let _other_session = terminal.log_in("USER-B", password("USER-B"))?;
         let other = terminal.overlay("USER-B")?[0]["address4"].as_str().context("no address")?.to_owned();
         let lines = format!("card-wait-seconds = 2\n{lines}");
-        let machine = Machine::boot(&world.lan, logs, 20, &world.server.ca_pin()?, &lines)?;
+        let machine = Machine::boot(&world.lan, logs, 20, &world.server.ca_pin()?, &Options { lines: &lines, bpf })?;
         machine.wait_active("cugd")?;
         let card = Some(machine.insert(card)?);
         Ok(Self { card, machine, other, _other_session, _other_card, world })

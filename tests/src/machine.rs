@@ -34,6 +34,14 @@ const CONSOLE_LIMIT: Duration = Duration::from_secs(20);
 /// A member's user ID on these machines and in the example.
 pub const FIRST_UID: u32 = 3001;
 
+/// What machines differ in.
+pub struct Options<'a> {
+    /// More lines in cugd.toml.
+    pub lines: &'a str,
+    /// The kernel lets the machine have BPF programs.
+    pub bpf: bool,
+}
+
 /// A machine that runs.
 pub struct Machine {
     leader: i32,
@@ -46,23 +54,22 @@ pub struct Machine {
 
 /// Joins a cgroup of its own, below which the container makes what it needs, and becomes the container.
 const BOOT: &str = r#"
-mount -t cgroup2 cgroup2 /sys/fs/cgroup || exit 1
+mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup || exit 1
 mkdir "/sys/fs/cgroup/$CGROUP" && echo $$ >"/sys/fs/cgroup/$CGROUP/cgroup.procs" || exit 1
 exec "$@"
 "#;
 
 impl Machine {
     /// Boots machine number `number` (10.0.0.N) of the organisation with this CA: cugd, pcscd with one reader, and the PAM profile are installed.
-    /// `lines` go into cugd.toml.
     ///
     /// # Errors
     /// When the image is missing, or the machine does not come up.
-    pub fn boot(lan: &Lan, logs: &Path, number: u8, trusts: &CaPin, lines: &str) -> anyhow::Result<Self> {
+    pub fn boot(lan: &Lan, logs: &Path, number: u8, trusts: &CaPin, options: &Options<'_>) -> anyhow::Result<Self> {
         let name = format!("machine{number}");
         let space = Space::new(&name, logs)?;
         let cable = lan.connect(&space, number)?;
         files(&space)?;
-        install(&space, trusts, lines)?;
+        install(&space, trusts, options.lines)?;
         static BOOTED: AtomicU32 = AtomicU32::new(0);
         let cgroup = format!("cug-{}-{}", std::process::id(), BOOTED.fetch_add(1, Ordering::Relaxed));
         let mut command = space.command(paths::built("rig")?)?;
@@ -70,6 +77,9 @@ impl Machine {
         command.args(["--register=no", "--keep-unit", "--console=interactive", "--link-journal=no"]);
         command.args(["--network-namespace-path=/proc/self/ns/net", "--bind=/dev/net/tun"]);
         command.args(["--capability=CAP_NET_ADMIN,CAP_BPF,CAP_SYS_RESOURCE,CAP_IPC_LOCK", "--machine", &name]);
+        if options.bpf {
+            command.arg("--system-call-filter=bpf");
+        }
         for (built, place) in INSTALLED {
             command.arg(format!("--bind-ro={}:{place}", paths::built(built)?.display()));
         }
@@ -277,13 +287,16 @@ fn install(space: &Space, trusts: &CaPin, lines: &str) -> anyhow::Result<()> {
     let server = format!("servers = [\"{}\"]\nca-pins = [\"{pin}\"]\n{lines}\n", ServerHost::address());
     write("/etc/cug/cugd.toml", &server, 0o644)?;
     write("/usr/lib/systemd/system/cugd.service", &shipped("systemd/cugd.service")?, 0o644)?;
-    write("/usr/share/pam-configs/cug", &shipped("pam-configs/cug")?, 0o644)?;
+    // The tunnel's guard counts on the session's cgroup, so the session's part comes after pam_systemd.
+    for profile in ["cug", "cug-session"] {
+        write(&format!("/usr/share/pam-configs/{profile}"), &shipped(&format!("pam-configs/{profile}"))?, 0o644)?;
+    }
     // The place of a bind mount in the module's directory.
     for (_, place) in INSTALLED {
         write(place, "", 0o755)?;
     }
     chroot("systemctl", &["enable", "--quiet", "cugd.service"])?;
-    chroot("pam-auth-update", &["--package", "--enable", "cug"])
+    chroot("pam-auth-update", &["--package", "--enable", "cug", "cug-session"])
 }
 
 /// Process 1 of the container: the only one with number 1 in a PID namespace below the host's.

@@ -204,7 +204,7 @@ fn commit(talk: &mut Talk, ask: &mut Ask, user: &UserId, mut password: SecretByt
                 return Ok(());
             }
             EnrolVerdict::PasswordRefused(why) => {
-                say(&format!("This password cannot be used: {}.", printable(&why)));
+                say(&printable(&why));
                 password = new_password(ask, user)?;
             }
             EnrolVerdict::CardTaken => return Err(EnrolError::CardTaken),
