@@ -217,6 +217,34 @@ impl Default for Raw {
     }
 }
 
+impl Raw {
+    /// The key whose value is out of its limits, and how.
+    fn check_limits(&self) -> Result<(), (&'static str, String)> {
+        if self.admin_group.as_deref().is_some_and(|g| g.is_empty() || g.contains(char::is_control)) {
+            return Err(("admin-group", "is not the name of a group".into()));
+        }
+        if !(1..=3600).contains(&self.heartbeat_seconds) {
+            return Err(("heartbeat-seconds", "must be from 1 to 3600".into()));
+        }
+        if self.lease_seconds < self.heartbeat_seconds.saturating_mul(2) || self.lease_seconds > 86_400 {
+            return Err(("lease-seconds", "must be at least twice heartbeat-seconds, and at most 86400".into()));
+        }
+        if !(5..=3600).contains(&self.attach_seconds) {
+            return Err(("attach-seconds", "must be from 5 to 3600".into()));
+        }
+        if self.max_unauthenticated == 0 || self.max_unauthenticated_per_source == 0 {
+            return Err(("max-unauthenticated", "and max-unauthenticated-per-source must not be 0".into()));
+        }
+        if self.storage_key.as_ref().is_some_and(|file| !file.is_absolute()) {
+            return Err(("storage-key", "must be an absolute path".into()));
+        }
+        if self.connections_per_second_per_source > 0 && self.connection_burst_per_source == 0 {
+            return Err(("connection-burst-per-source", "must not be 0: nobody could connect".into()));
+        }
+        Ok(())
+    }
+}
+
 impl Default for RawPassword {
     /// Length and expiry as NIST SP 800-63B advises; a queue that is short enough for the time that a terminal waits.
     fn default() -> Self {
@@ -294,18 +322,7 @@ impl Config {
         if overlay4.prefix_len() > 20 {
             return Err(bad("overlay4", "must be a /20 or larger: each group gets a /20 of it".into()));
         }
-        if raw.admin_group.as_deref().is_some_and(|g| g.is_empty() || g.contains(char::is_control)) {
-            return Err(bad("admin-group", "is not the name of a group".into()));
-        }
-        if !(1..=3600).contains(&raw.heartbeat_seconds) {
-            return Err(bad("heartbeat-seconds", "must be from 1 to 3600".into()));
-        }
-        if raw.lease_seconds < raw.heartbeat_seconds.saturating_mul(2) || raw.lease_seconds > 86_400 {
-            return Err(bad("lease-seconds", "must be at least twice heartbeat-seconds, and at most 86400".into()));
-        }
-        if !(5..=3600).contains(&raw.attach_seconds) {
-            return Err(bad("attach-seconds", "must be from 5 to 3600".into()));
-        }
+        raw.check_limits().map_err(|(key, problem)| bad(key, problem))?;
         let argon2 = Argon2Cost {
             memory_kib: raw.argon2.memory_kib,
             iterations: raw.argon2.iterations,
@@ -313,18 +330,9 @@ impl Config {
         };
         argon2::Params::new(argon2.memory_kib, argon2.iterations, argon2.lanes, Some(32))
             .map_err(|e| bad("argon2", format!("cannot be used: {e}")))?;
-        if raw.max_unauthenticated == 0 || raw.max_unauthenticated_per_source == 0 {
-            return Err(bad("max-unauthenticated", "and max-unauthenticated-per-source must not be 0".into()));
-        }
         let rotate_every =
             rotate_every(&raw.keys, raw.lease_seconds).map_err(|problem| bad("keys.rotate-every", problem))?;
-        if raw.storage_key.as_ref().is_some_and(|file| !file.is_absolute()) {
-            return Err(bad("storage-key", "must be an absolute path".into()));
-        }
         raw.password.check().map_err(|(key, problem)| bad(key, problem))?;
-        if raw.connections_per_second_per_source > 0 && raw.connection_burst_per_source == 0 {
-            return Err(bad("connection-burst-per-source", "must not be 0: nobody could connect".into()));
-        }
         Ok(Self {
             storage_key: raw.storage_key,
             rotate_every,

@@ -88,17 +88,8 @@ impl AdminService {
                 let (info, members) = store.group(group)?;
                 Reply::Group(info, members)
             }
-            Request::GroupJoin(group, user) => {
-                store.join(by, group, user)?;
-                done(format!("user {user} is in group {group} now"))
-            }
-            Request::GroupLeave(group, user) => {
-                store.leave(by, group, user, &mint)?;
-                done(format!("user {user} is no longer in group {group}; its key changes"))
-            }
-            Request::GroupRotate(group) => {
-                let epoch = store.rotate(by, group, &mint)?;
-                done(format!("group {group} gets a new key, epoch {epoch}"))
+            Request::GroupJoin(..) | Request::GroupLeave(..) | Request::GroupRotate(_) => {
+                self.change_group(request, by)?
             }
             Request::ServerObject => Reply::Der(self.keys.server_object().to_vec()),
             Request::CertifyCard { user, public_key } => self.certify(user, public_key)?,
@@ -130,6 +121,27 @@ impl AdminService {
             Request::UserSet(user, settings) => self.set_user(by, user, settings)?,
             Request::UserUnlock(user) => self.unlock_user(by, user)?,
             Request::Enrol(request) => self.enrolment(request, by)?,
+        })
+    }
+
+    /// Members and keys.
+    fn change_group(&self, request: &Request, by: By<'_>) -> Result<Reply> {
+        let store = &*self.store;
+        let mint = |group, epoch| self.mint(group, epoch);
+        Ok(match request {
+            Request::GroupJoin(group, user) => {
+                store.join(by, group, user)?;
+                done(format!("user {user} is in group {group} now"))
+            }
+            Request::GroupLeave(group, user) => {
+                store.leave(by, group, user, &mint)?;
+                done(format!("user {user} is no longer in group {group}; its key changes"))
+            }
+            Request::GroupRotate(group) => {
+                let epoch = store.rotate(by, group, &mint)?;
+                done(format!("group {group} gets a new key, epoch {epoch}"))
+            }
+            _ => return refuse("the request is not about a group"),
         })
     }
 

@@ -323,6 +323,18 @@ impl World {
                 tunnel.raised.remove(&group);
                 tunnel.peers.retain(|(of, _), _| *of != group);
             }
+            Action::Reach { .. } | Action::Look { .. } => self.reach(action),
+            Action::TunnelDown { number } => {
+                let late = self.now + FALL_TIME;
+                let tunnel = self.live(number);
+                (tunnel.falling, tunnel.late) = (true, Some(late));
+            }
+            _ => panic!("not for the tunnel"),
+        }
+    }
+
+    fn reach(&mut self, action: Action) {
+        match action {
             Action::Reach { number, group, peers } => {
                 let tunnel = self.live(number);
                 assert!(!peers.is_empty());
@@ -336,12 +348,7 @@ impl World {
                 assert!(tunnel.raised.contains(&group));
                 tunnel.looks += 1;
             }
-            Action::TunnelDown { number } => {
-                let late = self.now + FALL_TIME;
-                let tunnel = self.live(number);
-                (tunnel.falling, tunnel.late) = (true, Some(late));
-            }
-            _ => panic!("not for the tunnel"),
+            _ => panic!("not about endpoints"),
         }
     }
 
