@@ -104,7 +104,7 @@ impl Verify {
 fn sentences(verdict: &AuditVerdict) -> String {
     if let Some(wrong) = &verdict.wrong {
         return format!(
-            "the audit is NOT as it was written: {wrong}\nrows up to {} fit each other; the journal has every row too: journalctl -t cug-server CUG_ROW=N\n",
+            "the audit is NOT as it was written: {wrong}\nrows up to {} fit each other; the journal has the rows too (of an import the first 1,000): journalctl -t cug-server CUG_ROW=N\n",
             verdict.rows
         );
     }
