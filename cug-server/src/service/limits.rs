@@ -58,7 +58,8 @@ impl Bucket {
     fn fill(&mut self, rate: SourceRate, now: Instant) {
         let passed = u64::try_from(now.saturating_duration_since(self.at).as_millis()).unwrap_or(u64::MAX);
         self.tokens = self.tokens.saturating_add(passed.saturating_mul(rate.per_second.into())).min(full(rate));
-        self.at = now;
+        // What is left of a millisecond stays: else whoever knocks faster than that would keep the bucket empty for ever, for all behind one address.
+        self.at = self.at.checked_add(Duration::from_millis(passed)).unwrap_or(now);
     }
 }
 
@@ -210,6 +211,14 @@ mod tests {
             5,
             "never more than the burst"
         );
+    }
+
+    #[test]
+    fn who_knocks_without_a_pause_gets_the_rate_too() {
+        let admission = Admission::new(usize::MAX, usize::MAX, SourceRate { per_second: 2, burst: 5 });
+        let (source, start) = ("10.0.0.1".parse().unwrap(), now());
+        let knocks = (0..100_000).map(|n| start + Duration::from_micros(n * 100));
+        assert_eq!(knocks.filter(|at| admission.admit(source, *at).is_some()).count(), 5 + 19);
     }
 
     #[test]
