@@ -230,15 +230,19 @@ fn root_sets_local_passwords_as_ever() {
     });
 }
 
-/// The profile that the packages install, as pam-auth-update makes a stack of it.
+/// The profiles that the packages install, as pam-auth-update makes a stack of it.
 #[test]
 fn the_packaged_profile_changes_passwords_of_members_and_of_others() {
     scenario("accounts-profile", |logs| {
         let mut world = World::new(logs, 1)?;
         let space = world.terminal(1).space();
-        let profile = include_str!("../../packaging/pam-configs/cug");
-        space.write("/usr/share/pam-configs/cug", profile, 0o644)?;
-        let update = "export DEBIAN_FRONTEND=noninteractive; pam-auth-update --force --enable cug unix 2>&1 \
+        for (name, profile) in [
+            ("cug", include_str!("../../packaging/pam-configs/cug")),
+            ("cug-session", include_str!("../../packaging/pam-configs/cug-session")),
+        ] {
+            space.write(&format!("/usr/share/pam-configs/{name}"), profile, 0o644)?;
+        }
+        let update = "export DEBIAN_FRONTEND=noninteractive; pam-auth-update --force --enable cug cug-session unix 2>&1 \
              && sed -i '/pam_systemd\\|pam_cap/d' /etc/pam.d/common-* && sed -i 's/pam_cug.so/& exempt=porter/' /etc/pam.d/common-* \
              && grep -q 'pam_unix.*use_authtok' /etc/pam.d/common-password";
         space.run("sh", &["-c", update])?.ok()?;

@@ -3,12 +3,14 @@
 use crate::support::{SOON, does_not_reach, one_sentence, overlay, reaches, wait_seats};
 use anyhow::ensure;
 use cug_tests::accounts::LOCAL_USER;
+use cug_tests::lan;
 use cug_tests::login::Script;
-use cug_tests::probe::Echo;
-use cug_tests::space::scenario;
+use cug_tests::probe::{ECHO_PORT, Echo, PATIENCE, exchange, ping};
+use cug_tests::space::{Space, scenario};
 use cug_tests::terminal::MEDIUM;
 use cug_tests::wait;
 use cug_tests::world::World;
+use std::net::IpAddr;
 
 #[test]
 fn nobody_else_at_the_terminal_gets_into_the_tunnel() {
@@ -128,4 +130,57 @@ fn without_a_packet_filter_no_group_is_opened() {
         drop(card);
         Ok(())
     });
+}
+
+/// What the administrator says about a group holds at once at the terminals of members who are logged in, and only for their programs.
+#[test]
+fn a_closed_group_by_the_administrators_word() {
+    scenario("guard-policy", |logs| {
+        let world = World::new(logs, 3)?;
+        let _echoes: Vec<_> =
+            world.terminals.iter().map(|terminal| Echo::start(terminal.space())).collect::<Result<_, _>>()?;
+        let _a = world.terminal(1).insert(world.card("USER-A")?)?;
+        let _b = world.terminal(2).insert(world.card("USER-B")?)?;
+        let login_a = world.terminal(1).log_in("USER-A", "passwd1")?;
+        let _login_b = world.terminal(2).log_in("USER-B", "passwd2")?;
+        let at_b = overlay(&world, "USER-B", "VPN1")?;
+        let outside: [IpAddr; 2] = [lan::address4(3).into(), lan::address6(3).into()];
+        let here = world.terminal(1).space();
+        reaches(here, "USER-A", outside)?;
+
+        world.server.run(&["group", "set", "VPN1", "--policy", "closed"])?;
+        wait::for_true("the closed group", SOON, || does_not_reach(here, "USER-A", outside).is_ok())?;
+        reaches(here, "USER-A", at_b)?;
+        reaches(here, LOCAL_USER.0, outside)?;
+
+        world.server.run(&["group", "set", "VPN1", "--allow", "10.0.0.3:7", "--allow", "[fd00:10::3]:7"])?;
+        wait::for_true("the exception", SOON, || reaches_by_tcp(here, outside))?;
+        ensure!(!ping(here, "USER-A", outside[0], PATIENCE)?, "only the port is allowed");
+        world.server.run(&[
+            "group",
+            "set",
+            "VPN1",
+            "--remove-allow",
+            "10.0.0.3:7",
+            "--remove-allow",
+            "[fd00:10::3]:7",
+        ])?;
+        wait::for_true("the end of the exception", SOON, || does_not_reach(here, "USER-A", outside).is_ok())?;
+        // The session goes on: it is attached, and its channel to the server is not the member's.
+        ensure!(world.terminal(1).cugctl("status")?["sessions"][0]["attached"] == true);
+
+        // A session that begins in a closed group is confined from the start, and its account is free again after the end.
+        login_a.close()?;
+        world.terminal(1).wait_clean(SOON)?;
+        reaches(here, "USER-A", outside)?;
+        let _login_a = world.terminal(1).log_in("USER-A", "passwd1")?;
+        does_not_reach(here, "USER-A", outside)?;
+        reaches(here, "USER-A", at_b)?;
+        world.server.run(&["group", "set", "VPN1", "--policy", "open"])?;
+        wait::for_true("the open group", SOON, || reaches(here, "USER-A", outside).is_ok())
+    });
+}
+
+fn reaches_by_tcp(from: &Space, to: [IpAddr; 2]) -> bool {
+    to.iter().all(|to| exchange(from, "USER-A", *to, ECHO_PORT, "hello", PATIENCE).unwrap_or(false))
 }
