@@ -7,7 +7,7 @@ export RUST_BACKTRACE ?= 1
 # Tests make network namespaces and load real PAM modules: they need root. Everything they make is their own and goes with them.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E")
-FUZZ := frames messages local envelope trust policy config admin
+FUZZ := frames messages local envelope trust policy config admin import
 # For each fuzz target.
 SECONDS ?= 60
 VENV := target/interop-venv

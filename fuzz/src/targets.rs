@@ -18,7 +18,7 @@ use std::{path::Path, str::FromStr};
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their corpora.
-pub const ALL: [(&str, Target); 8] = [
+pub const ALL: [(&str, Target); 9] = [
     ("frames", frames),
     ("messages", messages),
     ("local", local),
@@ -27,6 +27,7 @@ pub const ALL: [(&str, Target); 8] = [
     ("policy", policy),
     ("config", config),
     ("admin", admin),
+    ("import", import),
 ];
 
 /// What decodes encodes again, to something that decodes to the same: nobody can make two ends understand one message differently.
@@ -177,4 +178,15 @@ pub fn admin(json: &[u8]) {
         assert_eq!(serde_json::to_string(&again).expect("twice"), once);
     }
     let _reply = serde_json::from_slice::<cug_server::admin::Reply>(json);
+}
+
+/// A file that an administrator imports: CSV and JSON, whatever it is.
+pub fn import(content: &[u8]) {
+    use cug_server::import::{Format, parse};
+    for format in [Format::Csv, Format::Json] {
+        match parse(format, content) {
+            Ok(directory) => assert!(directory.users.iter().all(|user| user.user.as_str().len() <= 64)),
+            Err(problems) => assert!(!problems.is_empty(), "refused without a reason"),
+        }
+    }
 }

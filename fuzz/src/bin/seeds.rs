@@ -222,5 +222,17 @@ fn texts() -> Result<()> {
     {
         write("admin", &i.to_string(), text.as_bytes())?;
     }
+    for (i, text) in [
+        "user,groups\nUSER-A,VPN1\nUSER-B,VPN1;VPN2\n",
+        "groups;user\n",
+        "user,groups,disabled\n\"USER-C\",\"VPN1\",true\nUSER-C,\nn 2,VPN1\n",
+        r#"{"format":"cug-directory/1","groups":[{"group":"VPN1","prefix4":"10.0.0.0/24","prefix6":"fd00::/64"}],"users":[{"user":"USER-A","disabled":false,"groups":["VPN1"]}]}"#,
+        r#"[{"user":"USER-A","groups":["VPN1"]}]"#,
+    ]
+    .iter()
+    .enumerate()
+    {
+        write("import", &i.to_string(), text.as_bytes())?;
+    }
     Ok(())
 }
