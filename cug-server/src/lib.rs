@@ -15,6 +15,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod health;
+pub mod hex;
 pub mod hub;
 pub mod import;
 pub mod keys;

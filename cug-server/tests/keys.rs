@@ -276,6 +276,14 @@ async fn the_key_of_the_database_may_lie_elsewhere() {
     server.done(Request::ServerKeyRotate).await;
     assert_ne!(fs::read(&elsewhere).unwrap(), before);
     assert!(!key_file(&server).exists());
+    // Whoever opens the state without the server finds the key there too.
+    server.stop().await;
+    let copy = server.dir.join("copy.db");
+    admin::back_up(&server.config, &copy, false).unwrap();
+    admin::restore(&server.config, &copy, false).unwrap();
+    let wrong: Vec<_> = admin::check(&server.config).into_iter().filter(|f| f.item == "keys").collect();
+    assert!(wrong.iter().all(|f| f.verdict == admin::Verdict::Ok), "{}", wrong[0].text);
+    server.resume().await;
 }
 
 /// The key that a new connection is shown.

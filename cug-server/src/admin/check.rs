@@ -4,7 +4,7 @@ use super::{StateLock, database, peer};
 use crate::{
     clock::{self, UnixTime, rfc3339},
     config::Config,
-    keys::{self, Keys},
+    keys,
     store::Sqlite,
 };
 use serde::Serialize;
@@ -99,7 +99,7 @@ fn state_directory(found: &mut Findings, config: &Config, running: bool) {
         found.add("file modes", Verdict::Ok, "only the server's user can read the state");
     }
     bad.into_iter().for_each(|text| found.add("file modes", Verdict::Failed, text));
-    found.result("keys", Keys::load(dir), "complete and readable");
+    found.result("keys", super::keys_of(config), "complete and readable");
     let lock = if running { Ok(None) } else { StateLock::take(dir).map(Some).map_err(|e| format!("{e:#}")) };
     found.result("lock", lock, if running { "held by the running server" } else { "free; no server runs" });
 }

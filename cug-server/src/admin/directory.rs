@@ -99,7 +99,7 @@ fn phc(record: &PasswordRecord) -> String {
     let PasswordRecord { salt, hash, memory_kib, iterations, lanes } = record;
     format!(
         "$argon2id$v=19$m={memory_kib},t={iterations},p={lanes}${}${}",
-        super::service::hex(salt),
-        super::service::hex(hash)
+        crate::hex::encode(salt),
+        crate::hex::encode(hash)
     )
 }

@@ -18,7 +18,7 @@ pub use check::{Finding, Verdict, check};
 pub use directory::{Export, ExportGroup, ExportUser};
 pub use enrol::{Code, EnrolRequest, Invited, LONGEST as LONGEST_INVITATION};
 pub use password::Password;
-pub use service::{AdminService, card_fingerprint, unhex_bytes};
+pub use service::{AdminService, card_fingerprint};
 pub use socket::{listen, serve};
 pub use state::{StateLock, back_up, database, initialise, open_store, restore};
 pub use status::{StatusInfo, UserDetail};

@@ -4,6 +4,7 @@ use super::{Reply, Request, SNAPSHOT_EVENTS, SNAPSHOT_SESSIONS, Snapshot, state:
 use crate::{
     clock,
     config::Config,
+    hex,
     hub::HubHandle,
     keys::Keys,
     store::{By, GroupInfo, NewCard, NewGroup, PolicyKind, PolicyUpdate, Result, Store, StoreError},
@@ -48,11 +49,7 @@ impl AdminService {
     pub fn carry_out_telling(&self, request: &Request, uid: u32, progress: &mut dyn FnMut(u64, u64)) -> Reply {
         let actor = account_name(uid);
         let by = By { actor: &actor, now: clock::unix_now() };
-        let reply = match request {
-            Request::Import(directory) => self.import(by, directory, progress),
-            request => self.dispatch(request, by),
-        };
-        let reply = reply.unwrap_or_else(|error| {
+        let reply = self.dispatch(request, by, progress).unwrap_or_else(|error| {
             if let StoreError::Fault(_) = &error {
                 tracing::error!(%error, "an administrator's request failed");
             }
@@ -64,7 +61,7 @@ impl AdminService {
         reply
     }
 
-    fn dispatch(&self, request: &Request, by: By<'_>) -> Result<Reply> {
+    fn dispatch(&self, request: &Request, by: By<'_>, progress: &mut dyn FnMut(u64, u64)) -> Result<Reply> {
         let store = &*self.store;
         let mint = |group, epoch| self.mint(group, epoch);
         Ok(match request {
@@ -109,7 +106,7 @@ impl AdminService {
             Request::Status => Reply::Status(self.status()?),
             Request::Audit(query) => self.audit(query)?,
             Request::AuditVerify(noted) => self.audit_verify(noted.as_deref())?,
-            Request::Import(directory) => self.import(by, directory, &mut |_, _| {})?,
+            Request::Import(directory) => self.import(by, directory, progress)?,
             Request::Export { secrets } => self.export(*secrets)?,
             Request::ServerKeyRotate => done(self.keys.storage_place().rotate(by, store)?),
             Request::TlsShow
@@ -171,7 +168,7 @@ impl AdminService {
         let (public_key, bits) = card_key(public_key)?;
         let fingerprint: Fingerprint = Sha256::digest(&public_key).into();
         self.store.add_card(by, &NewCard { fingerprint, user, public_key: &public_key, bits, kind })?;
-        Ok(Reply::Card(hex(&fingerprint)))
+        Ok(Reply::Card(hex::encode(&fingerprint)))
     }
 
     fn set_policy(&self, by: By<'_>, group: &GroupName, update: &PolicyUpdate) -> Result<Reply> {
@@ -203,7 +200,7 @@ impl AdminService {
         let [(id, user)] = matching.as_slice() else {
             return refuse("there is no such session, or more than one: see `cug-server session list --json`");
         };
-        let Some(number) = unhex(id) else { return refuse("there is no such session") };
+        let Some(number) = hex::decode(id) else { return refuse("there is no such session") };
         self.store.end_numbered_session(by, &number)?;
         Ok(done(format!("session {id} of user {user} ended")))
     }
@@ -218,7 +215,7 @@ impl AdminService {
         let (Some(card), None) = (matching.next(), matching.next()) else {
             return refuse("there is no such card, or more than one: see `cug-server card list`");
         };
-        let Some(fingerprint) = unhex(&card.fingerprint) else { return refuse("there is no such card") };
+        let Some(fingerprint) = hex::decode(&card.fingerprint) else { return refuse("there is no such card") };
         self.store.revoke_card(by, &fingerprint, &|group, epoch| self.mint(group, epoch))?;
         Ok(done(format!("card {} of user {} revoked", card.fingerprint, card.user)))
     }
@@ -296,21 +293,6 @@ pub(super) fn account_name(uid: u32) -> String {
     user.map_or_else(|| format!("uid {uid}"), |u| u.name)
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Bytes from hexadecimal digits; `None` for anything else.
-pub fn unhex_bytes(digits: &[u8]) -> Option<Vec<u8>> {
-    let digit = |d: &u8| char::from(*d).to_digit(16).and_then(|d| u8::try_from(d).ok());
-    let (pairs, []) = digits.as_chunks::<2>() else { return None };
-    pairs.iter().map(|[high, low]| Some(digit(high)? << 4 | digit(low)?)).collect()
-}
-
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    unhex_bytes(text.as_bytes())?.try_into().ok()
-}
-
 /// The fingerprint of a card's key: a public key or a certificate, PEM or DER.
 ///
 /// # Errors
@@ -320,21 +302,12 @@ pub fn card_fingerprint(input: &[u8]) -> Result<Fingerprint> {
 }
 
 pub(super) fn parse_ula(text: &str) -> Option<[u8; 5]> {
-    unhex(text)
+    hex::decode(text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hexadecimal_digits_go_there_and_back() {
-        assert_eq!(unhex::<2>("00ff"), Some([0, 255]));
-        assert_eq!(unhex::<2>(&hex(&[18, 171])), Some([18, 171]));
-        for bad in ["", "0", "00f", "00fg", "00ff00"] {
-            assert_eq!(unhex::<2>(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn what_is_no_card_key_is_refused() {

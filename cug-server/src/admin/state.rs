@@ -108,7 +108,7 @@ pub fn back_up(config: &Config, to: &Path, force: bool) -> Result<Backup> {
 pub fn restore(config: &Config, backup: &Path, force: bool) -> Result<Option<PathBuf>> {
     let dir = &config.state_dir;
     let _lock = StateLock::take(dir).context("stop the server first")?;
-    let keys = Keys::load(dir)?;
+    let keys = super::keys_of(config)?;
     let actor = super::service::account_name(nix::unistd::geteuid().as_raw());
     let by = By { actor: &actor, now: clock::unix_now() };
     let mint = |group, epoch| keys.mint(group, epoch);

@@ -10,10 +10,10 @@
 
 use super::{
     certify::{KeyError, replace},
-    wrap::{StorageKey, StorageKeyId, WrapKey},
+    wrap::{StorageKey, WrapKey},
 };
 use crate::{
-    clock,
+    clock, hex,
     store::{By, Result as StoreResult, Store, StoreError},
 };
 use cug_proto::secret::Secret;
@@ -129,7 +129,7 @@ impl Storage {
             tracing::warn!("an interrupted rotation of the storage key goes on");
             return self.finish(By { actor: "server", now: clock::unix_now() }, store, next).map(drop);
         }
-        let own = hex(&self.key.id());
+        let own = hex::encode(&self.key.id());
         store.set_once(SETTING, &own)?;
         match store.setting(SETTING)? {
             Some(noted) if noted != own => Err(StoreError::Refused(format!(
@@ -163,7 +163,7 @@ impl Storage {
     fn finish(&self, by: By<'_>, store: &dyn Store, next: Arc<WrapKey>) -> StoreResult<String> {
         let id = next.id();
         self.key.exchange(next);
-        let rewrapped = store.rewrap(by, SETTING, &hex(&id), &|what, wrapped| {
+        let rewrapped = store.rewrap(by, SETTING, &hex::encode(&id), &|what, wrapped| {
             let rewrapped = self.key.rewrap(what, wrapped, &mut clock::rng());
             rewrapped.map_err(|e| StoreError::Fault(format!("a stored secret cannot be unwrapped: {e}").into()))
         })?;
@@ -171,13 +171,13 @@ impl Storage {
         if self.place.credential {
             return Ok(format!(
                 "{rewrapped} secrets are under the new storage key {}; make {CREDENTIAL}.next the credential {CREDENTIAL} now",
-                hex(&id)
+                hex::encode(&id)
             ));
         }
         promote(&self.place.next(), &self.place.file).map_err(refused)?;
         Ok(format!(
             "{rewrapped} secrets are under the new storage key {} in {file}; an older backup of the database needs the key of its time",
-            hex(&id)
+            hex::encode(&id)
         ))
     }
 }
@@ -190,9 +190,4 @@ fn promote(next: &Path, file: &Path) -> Result<(), KeyError> {
 
 fn refused(error: KeyError) -> StoreError {
     StoreError::Refused(error.to_string())
-}
-
-/// A key's name as the database notes it.
-pub(super) fn hex(id: &StorageKeyId) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }

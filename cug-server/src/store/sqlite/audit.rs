@@ -1,6 +1,6 @@
 //! Audit rows. Written in the transaction of the change that they speak of.
 
-use super::{By, Result, row};
+use super::{By, Result, hex};
 use crate::store::{AuditQuery, AuditRow};
 use rusqlite::{Transaction, params};
 
@@ -26,7 +26,7 @@ impl<'a> Entry<'a> {
     }
 
     pub(super) fn card(mut self, card: &[u8]) -> Self {
-        self.card = Some(row::hex(card));
+        self.card = Some(hex::encode(card));
         self
     }
 

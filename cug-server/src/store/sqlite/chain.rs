@@ -4,7 +4,7 @@
 //! but does not have the key can neither alter, remove, swap, insert nor cut off rows without being found. They can put back the *whole* of an older
 //! database: for that there are the journal, which has every row too, and [`super::AuditVerdict::head`], to be kept elsewhere.
 
-use super::{By, Result, audit::Entry, row};
+use super::{By, Result, audit::Entry, hex};
 use crate::{
     clock::{self, UnixTime, rfc3339},
     keys::{AuditKey, Chain},
@@ -172,12 +172,12 @@ pub(super) fn verify(t: &Transaction<'_>, key: &AuditKey, noted: Option<&str>) -
         };
         code = expected;
         verdict.rows = id;
-        noted_found |= noted.is_some_and(|noted| noted.eq_ignore_ascii_case(&row::hex(&code)));
+        noted_found |= noted.is_some_and(|noted| noted.eq_ignore_ascii_case(&hex::encode(&code)));
         if stored.row.event == BEGIN && verdict.begun.is_none() {
             verdict.begun = Some(rfc3339(stored.at));
         }
     }
-    verdict.head = Some(row::hex(&code));
+    verdict.head = Some(hex::encode(&code));
     verdict.wrong = match head(t)? {
         Some(head) if head.is_sound(key) && (head.last, head.code) == (verdict.rows, code) => None,
         Some(head) if head.is_sound(key) && head.last > verdict.rows => Some(missing(verdict.rows + 1, head.last)),

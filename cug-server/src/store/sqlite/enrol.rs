@@ -231,7 +231,7 @@ pub(super) fn approve(
         .query_row("SELECT id FROM invitation WHERE user = ?1 AND verifier IS NULL", [user.as_str()], |r| r.get(0))
         .optional()?;
     let Some(id) = waiting else { return refuse(format!("no enrolment of user {user} waits for an approval")) };
-    let found = kept(t, id)?.card.map(|card| row::hex(&card.fingerprint));
+    let found = kept(t, id)?.card.map(|card| hex::encode(&card.fingerprint));
     if let Some(wanted) = card
         && !found.as_ref().is_some_and(|fingerprint| fingerprint.starts_with(&wanted.to_ascii_lowercase()))
     {
@@ -272,7 +272,7 @@ pub(super) fn invitations(t: &Transaction<'_>, now: UnixTime) -> Result<Vec<Invi
             enrolled: enrolled.map(rfc3339),
             host: row::parse_optional(r, 9)?,
             address: row::parse_optional(r, 10)?,
-            fingerprint: fingerprint.map(|f| row::hex(&f)),
+            fingerprint: fingerprint.map(|f| hex::encode(&f)),
             bits: r.get(12)?,
             kind: r.get(13)?,
         })

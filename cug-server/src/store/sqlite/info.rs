@@ -49,7 +49,7 @@ pub(super) fn export(t: &Transaction<'_>) -> Result<Vec<ExportedUser>> {
     let mut users = Vec::new();
     while let Some(r) = rows.next()? {
         let id: i64 = r.get(0)?;
-        let fingerprint = |c: &rusqlite::Row<'_>| Ok(row::hex(&c.get::<_, Fingerprint>(0)?));
+        let fingerprint = |c: &rusqlite::Row<'_>| Ok(hex::encode(&c.get::<_, Fingerprint>(0)?));
         users.push(ExportedUser {
             user: row::parse(r, 1)?,
             disabled: r.get(2)?,
@@ -140,7 +140,7 @@ pub(super) fn cards(t: &Transaction<'_>, user: Option<&UserId>) -> Result<Vec<Ca
         .query_map([id], |r| {
             let revoked: Option<UnixTime> = r.get(5)?;
             Ok(CardInfo {
-                fingerprint: row::hex(&r.get::<_, Fingerprint>(0)?),
+                fingerprint: hex::encode(&r.get::<_, Fingerprint>(0)?),
                 user: row::parse(r, 1)?,
                 bits: r.get(2)?,
                 kind: r.get(3)?,
@@ -164,7 +164,7 @@ pub(super) fn sessions(t: &Transaction<'_>) -> Result<Vec<SessionInfo>> {
     while let Some(r) = rows.next()? {
         let (overlay4, overlay6) = addresses(row::parse(r, 7)?, row::parse(r, 8)?, r.get(6)?)?;
         sessions.push(SessionInfo {
-            id: row::hex(&r.get::<_, SessionId>(9)?),
+            id: hex::encode(&r.get::<_, SessionId>(9)?),
             group: row::parse(r, 0)?,
             user: row::parse(r, 1)?,
             address: row::parse(r, 2)?,

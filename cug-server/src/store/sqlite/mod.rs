@@ -23,6 +23,7 @@ mod view;
 pub use copy::{Backup, back_up};
 
 use super::*;
+use crate::hex;
 use crate::keys::AuditKey;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use std::{

@@ -8,7 +8,6 @@ use cug_proto::{
 };
 use rusqlite::{Row, types::Type};
 use std::{
-    fmt::Write,
     net::{IpAddr, SocketAddr},
     str::FromStr,
 };
@@ -112,12 +111,4 @@ pub(super) fn reason_from_text(text: &str) -> EndReason {
             _ => EndReason::Unknown,
         },
     }
-}
-
-/// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _always_fits = write!(text, "{byte:02x}");
-        text
-    })
 }
