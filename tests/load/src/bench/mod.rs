@@ -1,0 +1,35 @@
+//! The benchmarks.
+
+mod attached;
+mod directory;
+mod logins;
+
+use cug_load::figures::Report;
+use std::future::Future;
+use std::pin::Pin;
+
+/// How large everything is.
+#[derive(Clone, Copy)]
+pub struct Scale {
+    /// A tenth.
+    pub quick: bool,
+}
+
+impl Scale {
+    fn of(self, count: usize) -> usize {
+        if self.quick { count.div_ceil(10) } else { count }
+    }
+}
+
+type Running<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
+
+/// A benchmark.
+type Bench = for<'a> fn(Scale, &'a mut Report) -> Running<'a>;
+
+/// All of them.
+pub const ALL: &[(&str, Bench)] = &[
+    ("B4", |scale, report| Box::pin(logins::run(scale, report))),
+    ("B5", |scale, report| Box::pin(attached::run(scale, report))),
+    ("B6", |scale, report| Box::pin(attached::work_per_change(scale, report))),
+    ("B8", |scale, report| Box::pin(directory::run(scale, report))),
+];

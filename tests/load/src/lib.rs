@@ -1,0 +1,13 @@
+//! Terminals in software by the thousand, a real server in a process of its own, and figures.
+//!
+//! * [`cards`]: cards in software.
+//! * [`terminal`]: the terminal's side of the protocol.
+//! * [`fleet`]: thousands of terminals that sit there, and what they hear.
+//! * [`host`]: a server with a directory, and what the kernel says of its process.
+//! * [`figures`]: distributions, and the report.
+
+pub mod cards;
+pub mod figures;
+pub mod fleet;
+pub mod host;
+pub mod terminal;
