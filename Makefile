@@ -84,6 +84,11 @@ fuzz: setup ## what decodes foreign bytes, under libFuzzer for SECONDS=60 each (
 		if [ -n "$(KEEP)" ]; then target/debug/fuzz-$$target -set_cover_merge=1 -max_len=256 -verbosity=0 fuzz/corpus/$$target target/fuzz/$$target || exit 1; fi; \
 	done
 
+# In release, and beside each other: what is reported are ratios of one run.
+bench: setup ## what it costs, against its aims (some minutes; ARGS="--quick B5" for a part)
+	@cargo build --locked --release -p cug-server -p cug-load
+	@target/release/bench $(ARGS)
+
 prove: toolchain ## the symbolic model of the protocol
 	@command -v verifpal >/dev/null || { echo "Installing the protocol checker (verifpal, some minutes)"; cargo install --quiet --ignore-rust-version verifpal@1.6.7; }
 	@crates/cug-proto/model/run

@@ -538,3 +538,78 @@ fn fields(mut message: &[u8]) -> String {
     }
     lines
 }
+
+/// Makes one kind of change fail in the running server's database, as a full disk would, until it is dropped.
+struct Fault<'a>(&'a Path);
+
+impl<'a> Fault<'a> {
+    fn on(database: &'a Path, event: &str) -> Self {
+        let sql = format!("CREATE TRIGGER fault BEFORE {event} BEGIN SELECT RAISE(ABORT, 'not now'); END");
+        Self::execute(database, &sql);
+        Self(database)
+    }
+
+    fn execute(database: &Path, sql: &str) {
+        let connection = rusqlite::Connection::open(database).unwrap();
+        connection.busy_timeout(PATIENCE).unwrap();
+        connection.execute_batch(sql).unwrap();
+    }
+}
+
+impl Drop for Fault<'_> {
+    fn drop(&mut self) {
+        Self::execute(self.0, "DROP TRIGGER fault");
+    }
+}
+
+/// Asks until the answer is yes.
+async fn until(what: &str, mut yes: impl AsyncFnMut() -> bool) {
+    let deadline = cug_server::clock::monotonic() + PATIENCE;
+    while !yes().await {
+        assert!(cug_server::clock::monotonic() < deadline, "{what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_whose_end_cannot_be_written_at_the_moment_end_a_moment_later() {
+    let server = TestServer::start("lease-seconds = 2\nheartbeat-seconds = 1").await;
+    let people = server.patent().await;
+    let mut terminals = vec![];
+    for person in &people {
+        terminals.push(person.sit_down(&server, "terminal").await);
+    }
+    for terminal in &mut terminals {
+        terminal.heartbeat().await;
+    }
+    let database = server.config.state_dir.join("cug.db");
+    let fault = Fault::on(&database, "DELETE ON session");
+    // Nobody says anything any more. Two leases later all of them are over, and none could be ended.
+    let over = cug_server::clock::monotonic() + 2 * server.config.lease;
+    until("two leases pass", async || {
+        assert_eq!(server.sessions().await.len(), people.len());
+        cug_server::clock::monotonic() > over
+    })
+    .await;
+    drop(fault);
+    until("all sessions end", async || server.sessions().await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_cannot_be_put_to_use_at_the_moment_is_a_moment_later() {
+    let server = TestServer::start("").await;
+    let [a, ..] = server.patent().await;
+    let mut terminal = a.sit_down(&server, "terminal").await;
+    let before = server.epoch("VPN1").await;
+    let database = server.config.state_dir.join("cug.db");
+    let fault = Fault::on(&database, "UPDATE OF epoch ON closed_group");
+    server.done(Request::GroupRotate("VPN1".parse().unwrap())).await;
+    let key = terminal.take_key().await;
+    assert_eq!(key.epoch, before + 1);
+    // All have it, and the server cannot say so.
+    let Reply::Group(group, _) = server.ask(Request::GroupShow("VPN1".parse().unwrap())).await else { panic!() };
+    assert_eq!((group.epoch, group.next_epoch), (before, Some(before + 1)));
+    drop(fault);
+    let told = terminal.until(|message| matches!(message, cug_proto::message::ServerMessage::Activate(_))).await;
+    assert!(matches!(told, cug_proto::message::ServerMessage::Activate(ack) if ack.epoch == before + 1));
+}

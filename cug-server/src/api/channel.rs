@@ -120,7 +120,7 @@ impl Channel<'_> {
         let session = self.attached.session;
         match message {
             ClientMessage::Heartbeat(number) => {
-                self.service.hub().renew(session);
+                self.attached.subscription.heard.note(clock::monotonic());
                 self.say(&ServerMessage::Alive(number)).await?;
             }
             ClientMessage::Endpoints(endpoints) => {

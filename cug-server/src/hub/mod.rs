@@ -8,6 +8,7 @@ mod rotation;
 pub mod schedule;
 mod terminals;
 
+pub use leases::Heard;
 pub use terminals::Push;
 pub(crate) use terminals::peers_messages;
 
@@ -42,7 +43,6 @@ const RETRY: Duration = Duration::from_secs(1);
 enum Command {
     Subscribe { session: SessionId, reply: oneshot::Sender<Option<Subscription>> },
     Detach { session: SessionId, attachment: u64 },
-    Renew(SessionId),
     Expect(SessionId, Instant),
     KeyAck(SessionId, KeyAck),
     Ping(oneshot::Sender<()>),
@@ -52,6 +52,8 @@ enum Command {
 pub struct Subscription {
     /// What the terminal must be told, in order. Closed when the terminal was dropped.
     pub pushes: mpsc::Receiver<Push>,
+    /// Takes heartbeats.
+    pub heard: Arc<Heard>,
     attachment: u64,
 }
 
@@ -87,11 +89,6 @@ impl HubHandle {
     /// The connection ended; the session's lease goes on.
     pub fn detach(&self, session: SessionId, subscription: &Subscription) {
         self.send(Command::Detach { session, attachment: subscription.attachment });
-    }
-
-    /// A heartbeat came.
-    pub fn renew(&self, session: SessionId) {
-        self.send(Command::Renew(session));
     }
 
     /// A session was registered: its terminal must attach until `deadline`.
@@ -134,6 +131,8 @@ pub struct Hub {
     leases: Leases,
     rotations: Rotations,
     metrics: Metrics,
+    /// When changes that could not be read are read again.
+    retry: Option<Instant>,
 }
 
 impl Hub {
@@ -157,6 +156,7 @@ impl Hub {
             leases: Leases::default(),
             rotations: Rotations::default(),
             metrics: metrics.clone(),
+            retry: None,
         };
         for session in sessions {
             hub.leases.set(session, now + lease);
@@ -170,10 +170,9 @@ impl Hub {
     /// Runs until nobody holds a [`HubHandle`] any more.
     pub async fn run(mut self) {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
-        let mut retry = None;
         loop {
             let changed = self.changed.clone();
-            let due = [self.leases.next(), self.rotations.next(), retry].into_iter().flatten().min();
+            let due = [self.leases.next(), self.rotations.next(), self.retry].into_iter().flatten().min();
             let result = tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(command) => self.command(command).await,
@@ -184,10 +183,10 @@ impl Hub {
                 _ = housekeeping.tick() => self.housekeeping().await,
             };
             self.metrics.set_attached(self.terminals.len());
-            retry = result.err().map(|error| {
+            if let Err(error) = result {
                 tracing::error!(%error, "terminals cannot be told of changes now");
-                clock::monotonic() + RETRY
-            });
+                self.retry = Some(clock::monotonic() + RETRY);
+            }
         }
     }
 
@@ -200,7 +199,6 @@ impl Hub {
                 }
             }
             Command::Detach { session, attachment } => self.terminals.detach(&session, attachment),
-            Command::Renew(session) => self.leases.renew(session, clock::monotonic() + self.lease),
             Command::Expect(session, deadline) => self.leases.set(session, deadline),
             // Nobody waits any more when the answer took too long.
             Command::Ping(reply) => drop(reply.send(())),
@@ -220,10 +218,10 @@ impl Hub {
             return Ok(None);
         };
         let now = clock::monotonic();
-        self.leases.renew(session, now + self.lease);
+        let heard = self.leases.attach(session, now, self.lease);
         let (sender, pushes) = mpsc::channel(QUEUE);
         let attachment = self.terminals.attach(session, user, &groups, sender, now);
-        Ok(Some(Subscription { pushes, attachment }))
+        Ok(Some(Subscription { pushes, heard, attachment }))
     }
 
     /// Reads what changed and passes it on.
@@ -231,7 +229,10 @@ impl Hub {
         loop {
             let since = self.revision;
             let changes = self.store(move |s| s.changes_since(since)).await?;
-            let Some((last, _)) = changes.last() else { return Ok(()) };
+            let Some((last, _)) = changes.last() else {
+                self.retry = None;
+                return Ok(());
+            };
             let last = *last;
             let mut members: BTreeMap<GroupId, Vec<UserId>> = BTreeMap::new();
             for (revision, change) in changes {
@@ -303,7 +304,12 @@ impl Hub {
 
     async fn activate(&mut self, group: GroupId) -> Result<()> {
         let Some((epoch, acknowledged)) = self.rotations.finish(group) else { return Ok(()) };
-        self.activate_in_store(group, epoch, acknowledged).await
+        let activated = self.activate_in_store(group, epoch, acknowledged.clone()).await;
+        if activated.is_err() {
+            // A group must not stay between two keys because the disk was full for a moment.
+            self.rotations.resume(group, epoch, acknowledged, clock::monotonic() + RETRY);
+        }
+        activated
     }
 
     async fn activate_in_store(&mut self, group: GroupId, epoch: Epoch, acknowledged: Vec<SessionId>) -> Result<()> {
@@ -315,12 +321,16 @@ impl Hub {
         Ok(())
     }
 
+    /// What a deadline has passed for. Whatever cannot be done now is tried again, and does not keep the rest from being done.
     async fn due(&mut self) -> Result<()> {
         let now = clock::monotonic();
+        let mut result = Ok(());
         for session in self.leases.take_expired(now) {
             tracing::info!("a session ends: no heartbeat within the lease");
-            self.end(session, EndReason::LeaseExpired, "no heartbeat within the lease").await?;
-            self.metrics.lease_expired();
+            match self.end(session, EndReason::LeaseExpired, "no heartbeat within the lease").await {
+                Ok(()) => self.metrics.lease_expired(),
+                Err(error) => result = Err(error),
+            }
         }
         for (group, late) in self.rotations.take_overdue(now) {
             // Who is not attached gets the key when it attaches, and who has just attached has it by now; who had time and did not
@@ -329,12 +339,20 @@ impl Hub {
                 |s: &SessionId| self.terminals.attached_since(s).is_some_and(|since| since + self.lease / 2 <= now);
             let late: Vec<_> = late.into_iter().filter(had_time).collect();
             for session in late {
-                self.end(session, EndReason::Protocol, "did not take the new group key").await?;
-                self.metrics.key_not_taken();
+                match self.end(session, EndReason::Protocol, "did not take the new group key").await {
+                    Ok(()) => self.metrics.key_not_taken(),
+                    Err(error) => result = Err(error),
+                }
             }
-            self.activate(group).await?;
+            if let Err(error) = self.activate(group).await {
+                result = Err(error);
+            }
         }
-        self.catch_up().await
+        // Mostly a lease came up that was renewed meanwhile, some hundred a second in a large deployment: the database has nothing to say to that.
+        if self.retry.is_some_and(|at| at <= now) {
+            self.catch_up().await?;
+        }
+        result
     }
 
     async fn end(&mut self, session: SessionId, tell: EndReason, reason: &'static str) -> Result<()> {

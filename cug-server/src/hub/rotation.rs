@@ -57,6 +57,12 @@ impl Rotations {
         self.0.remove(&group).map(|r| (r.epoch, r.acknowledged))
     }
 
+    /// A rotation that could not be ended is due again at `deadline`, and waits for nobody; unless a newer one has begun.
+    pub(super) fn resume(&mut self, group: GroupId, epoch: Epoch, acknowledged: Vec<SessionId>, deadline: Instant) {
+        let waiting = HashSet::new();
+        self.0.entry(group).or_insert(Rotation { epoch, waiting, acknowledged, deadline });
+    }
+
     /// The next deadline.
     pub(super) fn next(&self) -> Option<Instant> {
         self.0.values().map(|r| r.deadline).min()

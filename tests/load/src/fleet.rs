@@ -115,7 +115,12 @@ impl Fleet {
     ///
     /// # Errors
     /// When it is not that many within `limit`.
-    pub async fn hear(&mut self, count: usize, limit: Duration, wanted: impl Fn(&Heard) -> bool) -> anyhow::Result<Vec<Heard>> {
+    pub async fn hear(
+        &mut self,
+        count: usize,
+        limit: Duration,
+        wanted: impl Fn(&Heard) -> bool,
+    ) -> anyhow::Result<Vec<Heard>> {
         let mut all = Vec::with_capacity(count);
         let listening = async {
             while all.len() < count {

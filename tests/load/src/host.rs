@@ -38,7 +38,8 @@ pub struct Site {
 }
 
 /// Nobody is turned away: what is measured is not the limits.
-const NO_LIMITS: &str = "max-unauthenticated = 20000\nmax-unauthenticated-per-source = 20000\nconnections-per-second-per-source = 0\n";
+const NO_LIMITS: &str =
+    "max-unauthenticated = 20000\nmax-unauthenticated-per-source = 20000\nconnections-per-second-per-source = 0\n";
 
 /// A cheap password, where passwords are not what is measured.
 pub const CHEAP: &str = "[argon2]\nmemory-kib = 64\niterations = 1\n";
@@ -217,7 +218,5 @@ impl Drop for Host {
 fn end_with_us(command: &mut Command) -> &mut Command {
     use std::os::unix::process::CommandExt;
     // SAFETY: prctl(2) is async-signal-safe and touches no memory of ours.
-    unsafe {
-        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?))
-    }
+    unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?)) }
 }

@@ -5,8 +5,8 @@ use anyhow::{Context, bail};
 use cug_proto::id::{GroupId, UserId};
 use cug_proto::login::{EXPORTER_LABEL, LoginKeys, Transcript, ack_mac};
 use cug_proto::message::{
-    Ack, Attach, ClearReason, ClientMessage, Credentials, Endpoints, Grant, GroupPort, Hello, KeyAck, Login, Outcome, Purpose,
-    ServerMessage,
+    Ack, Attach, ClearReason, ClientMessage, Credentials, Endpoints, Grant, GroupPort, Hello, KeyAck, Login, Outcome,
+    Purpose, ServerMessage,
 };
 use cug_proto::secret::{Secret, SecretBytes};
 use cug_proto::session::ChannelKeys;
@@ -200,8 +200,12 @@ impl Terminal {
     async fn attach(user: UserId, to: &Organisation, grant: Grant) -> anyhow::Result<Self> {
         let mut wire = Wire::open(to).await?;
         let keys = ChannelKeys::new(grant.session, &grant.secret, &wire.exporter);
-        let attach =
-            Attach { version: PROTOCOL_VERSION, session: grant.session, proof: keys.terminal_proof(), known: Vec::new() };
+        let attach = Attach {
+            version: PROTOCOL_VERSION,
+            session: grant.session,
+            proof: keys.terminal_proof(),
+            known: Vec::new(),
+        };
         wire.send(&ClientMessage::Attach(attach)).await?;
         match wire.receive().await?.0 {
             ServerMessage::Attached(attached) => keys.verify_server(&attached.proof)?,

@@ -3,7 +3,9 @@
 use super::Scale;
 use anyhow::Context;
 use aws_lc_rs::encoding::AsDer;
-use aws_lc_rs::rsa::{KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, OaepPublicEncryptingKey, PrivateDecryptingKey};
+use aws_lc_rs::rsa::{
+    KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, OaepPublicEncryptingKey, PrivateDecryptingKey,
+};
 use cug_load::figures::{Report, Row};
 use cug_load::host::{Site, Size};
 use cug_load::terminal::PASSWORD;
