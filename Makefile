@@ -86,8 +86,8 @@ fuzz: setup ## what decodes foreign bytes, under libFuzzer for SECONDS=60 each (
 
 # In release, and beside each other: what is reported are ratios of one run.
 bench: setup ## what it costs, against its aims (some minutes; ARGS="--quick B5" for a part)
-	@cargo build --locked --release -p cug-server -p cug-load
-	@target/release/bench $(ARGS)
+	@cargo build --locked --release --workspace --bins --lib
+	@$(SUDO) target/release/bench $(ARGS)
 
 prove: toolchain ## the symbolic model of the protocol
 	@command -v verifpal >/dev/null || { echo "Installing the protocol checker (verifpal, some minutes)"; cargo install --quiet --ignore-rust-version verifpal@1.6.7; }

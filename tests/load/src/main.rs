@@ -1,6 +1,7 @@
 //! `make bench`: what the product costs, as ratios that were measured in one run. It reports; nothing here passes or fails.
 
 mod bench;
+mod module;
 
 use anyhow::Context;
 use clap::Parser;
@@ -19,10 +20,18 @@ struct Args {
     /// Where the raw figures go
     #[arg(long, default_value = "target/bench/report.json")]
     report: PathBuf,
+    /// Load a PAM module and say what that took, in milliseconds and KiB
+    #[arg(long, hide = true)]
+    load_module: Option<PathBuf>,
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    if let Some(path) = &args.load_module {
+        let (took, memory) = module::load(path)?;
+        println!("{} {memory}", took.as_secs_f64() * 1000.0);
+        return Ok(());
+    }
     raise_file_limit()?;
     let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|n| n.eq_ignore_ascii_case(name));
     let scale = bench::Scale { quick: args.quick };

@@ -3,6 +3,7 @@
 mod attached;
 mod directory;
 mod logins;
+mod workstation;
 
 use cug_load::figures::Report;
 use std::future::Future;
@@ -28,8 +29,10 @@ type Bench = for<'a> fn(Scale, &'a mut Report) -> Running<'a>;
 
 /// All of them.
 pub const ALL: &[(&str, Bench)] = &[
+    ("B2-B3", |scale, report| Box::pin(async move { workstation::come_and_go(scale, report) })),
     ("B4", |scale, report| Box::pin(logins::run(scale, report))),
     ("B5", |scale, report| Box::pin(attached::run(scale, report))),
     ("B6", |scale, report| Box::pin(attached::work_per_change(scale, report))),
     ("B8", |scale, report| Box::pin(directory::run(scale, report))),
+    ("B9", |_, report| Box::pin(async move { workstation::footprint(report) })),
 ];
