@@ -12,7 +12,7 @@ FUZZ := frames messages local envelope trust policy config admin import
 SECONDS ?= 60
 VENV := target/interop-venv
 PACKAGES := build-essential pkg-config cmake libclang-dev clang libpcsclite-dev libpam0g-dev pcscd opensc yubico-piv-tool pamtester \
-	systemd iproute2 iputils-ping dbus-daemon dbus-bin nftables wireguard-tools tcpdump util-linux login openssl python3-venv procps mmdebstrap systemd-container
+	systemd iproute2 iputils-ping dbus-daemon dbus-bin nftables wireguard-tools tcpdump util-linux login openssl python3-venv procps mmdebstrap systemd-container libfaketime
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 18

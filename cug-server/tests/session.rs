@@ -321,3 +321,29 @@ async fn a_terminal_that_misbehaves_loses_its_connection_only() {
         .collect();
     assert!(told.is_empty());
 }
+
+/// After a restart of the server every terminal announces itself again: in a group of N that must not be N x N messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_does_not_make_everybody_hear_of_everybody() {
+    let mut server = TestServer::start("").await;
+    let [a, b, ..] = server.patent().await;
+    let mut ta = a.sit_down(&server, "terminal-1").await;
+    let tb = b.sit_down(&server, "terminal-2").await;
+    let revision = ta.peers().await.revision;
+    let group = ta.grant.groups[0].id;
+    let (grant_a, grant_b) = (ta.grant.duplicate(), tb.grant.duplicate());
+    server.stop().await;
+    server.resume().await;
+    let known = [Known { group, revision, epoch: 1 }];
+    let members =
+        |messages: Vec<ServerMessage>| messages.iter().filter(|m| matches!(m, ServerMessage::Peers(_))).count();
+    let mut ta = Terminal::attach(&a, &server, grant_a, &known).await.ok().unwrap();
+    let mut tb = Terminal::attach(&b, &server, grant_b, &known).await.ok().unwrap();
+    assert_eq!(members(ta.synced().await) + members(tb.synced().await), 0);
+    ta.announce(51820).await;
+    tb.announce(51820).await;
+    assert_eq!(members(ta.heartbeat().await) + members(tb.heartbeat().await), 0, "everything was known");
+    // The change that follows is heard, so nothing was only late.
+    tb.announce(4001).await;
+    assert_eq!(ta.peers().await.present[0].endpoints[0].port(), 4001);
+}

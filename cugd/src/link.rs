@@ -142,8 +142,10 @@ struct Channel {
     server: String,
     lease: Duration,
     heartbeat: Duration,
-    /// This terminal's address.
+    /// This terminal's address, here
     local: Option<IpAddr>,
+    /// and at the server.
+    seen: Option<IpAddr>,
 }
 
 /// A whole channel: attach, then read and write until one of them is over.
@@ -153,14 +155,14 @@ async fn converse(
     teller: &Teller,
     limit: Duration,
 ) -> Result<(), LinkError> {
-    let Channel { stream, keys, server, lease, heartbeat, local } = match dial::attach(attachment, limit).await? {
+    let Channel { stream, keys, server, lease, heartbeat, local, seen } = match dial::attach(attachment, limit).await? {
         Ok(channel) => channel,
         Err(reason) => {
             teller.tell(ChannelEvent::Ended(reason)).await;
             return Ok(());
         }
     };
-    teller.tell(ChannelEvent::Attached { server, lease, local }).await;
+    teller.tell(ChannelEvent::Attached { server, lease, local, seen }).await;
     let (reader, writer) = tokio::io::split(stream);
     let (answered, answers) = watch::channel(OWN_MARKS);
     tokio::select! {

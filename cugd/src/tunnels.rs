@@ -372,7 +372,7 @@ impl From<PeerSpec> for PeerConfig {
             preshared_key: peer.preshared_key,
             endpoint: peer.endpoint,
             allowed_ips: peer.allowed_ips,
-            keepalive: None,
+            keepalive: peer.keepalive,
         }
     }
 }

@@ -177,6 +177,9 @@ pub fn denied_sentence(reason: &DenyReason) -> String {
 
 fn link_sentence(error: &LinkError) -> &'static str {
     match error {
+        LinkError::NotTrusted(error) if is_about_time(error) => {
+            "This workstation's clock and the management server's certificate disagree about the date; please tell the administrator."
+        }
         LinkError::NotTrusted(_) => {
             "The management server is not the one that this card trusts; please tell the administrator."
         }
@@ -185,6 +188,15 @@ fn link_sentence(error: &LinkError) -> &'static str {
         }
         _ => "The management server cannot be reached; please try again or ask the administrator.",
     }
+}
+
+/// A certificate of the right CA whose time has not come or has passed, by this workstation's clock.
+fn is_about_time(error: &rustls::Error) -> bool {
+    use rustls::CertificateError as Bad;
+    let timely = |bad: &Bad| {
+        matches!(bad, Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. })
+    };
+    matches!(error, rustls::Error::InvalidCertificate(bad) if timely(bad))
 }
 
 fn unavailable_sentence(why: &Unavailable) -> String {
@@ -299,6 +311,17 @@ mod tests {
         }
         assert_eq!(Failure::Card(CardError::NoReader).code(), PamResultCode::PAM_AUTHINFO_UNAVAIL);
         assert_eq!(Failure::Card(CardError::PinBlocked).code(), PamResultCode::PAM_MAXTRIES);
+    }
+
+    #[test]
+    fn a_wrong_clock_is_not_taken_for_a_wrong_server() {
+        use rustls::CertificateError::{Expired, NotValidYet, UnknownIssuer};
+        let sentence = |bad| Failure::Server(LinkError::NotTrusted(rustls::Error::InvalidCertificate(bad))).to_string();
+        for bad in [Expired, NotValidYet] {
+            let text = sentence(bad);
+            assert!(text.contains("clock") && text.ends_with('.'), "{text}");
+        }
+        assert!(!sentence(UnknownIssuer).contains("clock"));
     }
 
     #[test]

@@ -18,12 +18,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// A and B, logged in at terminals 1 and 2.
-struct Pair {
-    world: World,
-    held: Vec<(Login, InReader)>,
+pub struct Pair {
+    pub world: World,
+    pub held: Vec<(Login, InReader)>,
 }
 
-fn pair(logs: &std::path::Path, config: &str) -> anyhow::Result<Pair> {
+pub fn pair(logs: &std::path::Path, config: &str) -> anyhow::Result<Pair> {
     let mut pair = Pair { world: World::with_config(logs, 2, config)?, held: Vec::new() };
     pair.log_in()?;
     Ok(pair)
@@ -38,13 +38,14 @@ impl Pair {
         Ok(())
     }
 
-    fn epochs(&self) -> Option<(u64, u64)> {
+    /// Which epoch each of the two uses.
+    pub fn epochs(&self) -> Option<(u64, u64)> {
         let epoch = |number, user| self.world.terminal(number).overlay(user).ok()?[0]["epoch"].as_u64();
         epoch(1, "USER-A").zip(epoch(2, "USER-B"))
     }
 
     /// Both have gone over to the same epoch, later than `before`.
-    fn wait_epoch_after(&self, before: (u64, u64), limit: Duration) -> anyhow::Result<()> {
+    pub fn wait_epoch_after(&self, before: (u64, u64), limit: Duration) -> anyhow::Result<()> {
         wait::for_true("both terminals to use a new key", limit, || {
             self.epochs().is_some_and(|(a, b)| a == b && a > before.0)
         })
@@ -57,12 +58,13 @@ impl Pair {
         self.world.terminal(2).space().ip(&[format!("route {what} blackhole 10.0.0.254/32")]).map(drop)
     }
 
-    fn attached(&self, number: usize) -> bool {
+    /// The channel of the session at this terminal stands.
+    pub fn attached(&self, number: usize) -> bool {
         self.world.terminal(number).cugctl("status").is_ok_and(|status| status["sessions"][0]["attached"] == true)
     }
 
     /// Everybody leaves; nothing stays behind, and the next login works.
-    fn leave(self) -> anyhow::Result<()> {
+    pub fn leave(self) -> anyhow::Result<()> {
         let mut cards = Vec::new();
         for (login, in_reader) in self.held {
             login.close()?;

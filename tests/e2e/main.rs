@@ -18,16 +18,25 @@
 //! * `roaming`: terminals and servers that move, terminals with several addresses.
 //! * `names`: members by name.
 //! * `status`: what a terminal says of itself.
+//! * `wire`: packets lost, doubled, delayed and overtaken.
+//! * `lies`: a server that names members who are none.
+//! * `readers`: two people with two readers at one terminal.
+//! * `nat`: a terminal behind a router that translates addresses.
+//! * `clocks`: a wall clock that is wrong, or is set.
 
 mod accounts;
+mod clocks;
 mod enrol;
 mod faults;
 mod frames;
 mod guard;
 mod harness;
+mod lies;
 mod names;
+mod nat;
 mod path;
 mod pulled;
+mod readers;
 mod refusals;
 mod revocation;
 mod roaming;
@@ -38,3 +47,4 @@ mod standby;
 mod status;
 mod support;
 mod tools;
+mod wire;

@@ -188,3 +188,41 @@ fn a_terminal_that_ignores_it_is_dropped_all_the_same() {
         Ok(())
     });
 }
+
+/// For the figures: `cargo test -p cug-tests --test e2e distributions -- --ignored --nocapture`; `CUG_ROUNDS` says how often (100).
+#[test]
+#[ignore = "a measurement of some minutes, which fails for no figure"]
+fn distributions() {
+    scenario("revocation-distributions", |logs| {
+        let rounds = std::env::var("CUG_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(100);
+        let ward = ward(logs, "")?;
+        let mut card = ward.world.card("USER-A")?;
+        let (mut pulled, mut dropped, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            let (login, in_reader) = ward.log_in(card)?;
+            let started = Instant::now();
+            // As a hand does it: the card is out when this returns, whatever the terminal has noticed by then.
+            card = in_reader.pull();
+            wait::for_true("the interface to be gone", SOON, || ward.world.terminal(1).tunnels().is_empty())?;
+            pulled.push(started.elapsed().as_secs_f64());
+            wait::for_true("the others to have dropped A", SOON, || !ward.has_peer())?;
+            dropped.push(started.elapsed().as_secs_f64());
+            ward.world.terminal(1).wait_clean(SOON)?;
+            login.close()?;
+        }
+        for _ in 0..rounds {
+            let (login, in_reader) = ward.log_in(card)?;
+            ended.push(ward.remove(&["session", "end", "USER-A"])?);
+            login.close()?;
+            card = in_reader.pull();
+        }
+        println!("card pulled: interface gone        {}", distribution(&pulled));
+        println!("card pulled: dropped by the others {}", distribution(&dropped));
+        let of = |pick: fn(&(Duration, Duration)) -> Duration| {
+            ended.iter().map(|t| pick(t).as_secs_f64()).collect::<Vec<_>>()
+        };
+        println!("session ended: dropped by the others {}", distribution(&of(|t| t.0)));
+        println!("session ended: torn down             {}", distribution(&of(|t| t.1)));
+        Ok(())
+    });
+}

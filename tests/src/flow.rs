@@ -61,6 +61,11 @@ impl Pings {
         wait::until("an answer to a ping", limit, || self.answers().into_iter().find(|at| *at >= since))
     }
 
+    /// Answers that came twice.
+    pub fn doubled(&self) -> usize {
+        self.0.log().matches("(DUP!)").count()
+    }
+
     /// Ends them, and counts from the first answer to the last: what went out before there was a session, or is on its way now, says nothing.
     ///
     /// # Errors
@@ -99,7 +104,7 @@ impl Trickle {
     /// When the connection broke, or bytes are missing.
     pub fn finish(mut self) -> anyhow::Result<u64> {
         self.0.end_input();
-        let status = self.0.wait(Duration::from_secs(40))?;
+        let status = self.0.wait(Duration::from_secs(80))?;
         let log = self.0.log();
         ensure!(status.success(), "{status}: {log}");
         let bytes = log.lines().find_map(|line| line.strip_suffix(" bytes")).with_context(|| log.clone())?;

@@ -96,5 +96,5 @@ impl Lan {
 
 /// A host's connection to the LAN.
 pub struct Cable {
-    port: String,
+    pub(crate) port: String,
 }

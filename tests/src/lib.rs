@@ -15,6 +15,7 @@
 //! * [`memory`]: what a process holds in its memory.
 //! * [`script`]: a terminal and a server that follow a script instead of the protocol.
 //! * [`world`]: the patent's example: one server, four terminals, four users, two groups.
+//! * [`wire`]: a cable that loses, doubles, delays and overtakes.
 //! * [`wait`], [`process`], [`paths`]: deadlines, children, where things are.
 //!
 //! It needs root, and nothing of the machine changes: every host is a process tree in its own mount, network, PID, UTS and IPC namespaces
@@ -37,4 +38,5 @@ pub mod server;
 pub mod space;
 pub mod terminal;
 pub mod wait;
+pub mod wire;
 pub mod world;

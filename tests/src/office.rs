@@ -12,6 +12,9 @@ use std::time::Duration;
 /// Where the first reader takes cards.
 pub const READER: &str = "/run/reader0.sock";
 
+/// Where the second reader takes cards, on hosts that have one.
+pub const SECOND_READER: &str = "/run/reader1.sock";
+
 /// How long a daemon may take to come up.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
@@ -47,9 +50,18 @@ impl Office {
 /// # Errors
 /// When the reader does not appear.
 pub fn pcscd(space: &Space) -> anyhow::Result<(Daemon, PathBuf)> {
-    let readers = cug_cards::rig::reader_conf(&paths::built("libcug_ifd.so")?, &[PathBuf::from(READER)]);
-    space.write("/etc/cug-readers/reader.conf", readers, 0o644)?;
-    for old in [READER, "/run/pcscd/pcscd.comm", "/run/pcscd/pcscd.pid"] {
+    pcscd_with(space, &[READER])
+}
+
+/// The same with a reader at each of these sockets; the first one is answered.
+///
+/// # Errors
+/// When a reader does not appear.
+pub fn pcscd_with(space: &Space, readers: &[&str]) -> anyhow::Result<(Daemon, PathBuf)> {
+    let sockets: Vec<_> = readers.iter().map(PathBuf::from).collect();
+    let conf = cug_cards::rig::reader_conf(&paths::built("libcug_ifd.so")?, &sockets);
+    space.write("/etc/cug-readers/reader.conf", conf, 0o644)?;
+    for old in readers.iter().chain(&["/run/pcscd/pcscd.comm", "/run/pcscd/pcscd.pid"]) {
         let _ = fs::remove_file(space.path(old));
     }
     let mut command = space.command("pcscd")?;
@@ -61,7 +73,7 @@ pub fn pcscd(space: &Space) -> anyhow::Result<(Daemon, PathBuf)> {
     let mut daemon = space.daemon("pcscd", command)?;
     let reader = space.path(READER);
     wait::until("pcscd and its reader", START_LIMIT, || {
-        if reader.exists() && space.listens("/run/pcscd/pcscd.comm") {
+        if readers.iter().all(|reader| space.path(reader).exists()) && space.listens("/run/pcscd/pcscd.comm") {
             return Some(Ok(()));
         }
         daemon.exited().map(|status| Err(anyhow::anyhow!("pcscd ended: {status}")))

@@ -12,7 +12,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+/// Stands between programs and the C library's clocks.
+const CLOCK: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
 /// Longest run of a program that should end by itself.
 pub const RUN_LIMIT: Duration = Duration::from_secs(60);
@@ -24,6 +28,7 @@ pub struct Space {
     lifeline: Option<ChildStdin>,
     pid: i32,
     logs: PathBuf,
+    own_clock: AtomicBool,
 }
 
 impl Space {
@@ -46,8 +51,14 @@ impl Space {
         let mut line = || lines.next().transpose().ok().flatten().unwrap_or_default();
         let (pid, ready) = (line(), line());
         // From here on it is ended when something goes wrong.
-        let space =
-            Self { name: name.to_owned(), holder, lifeline, pid: pid.parse().unwrap_or(0), logs: logs.to_owned() };
+        let space = Self {
+            name: name.to_owned(),
+            holder,
+            lifeline,
+            pid: pid.parse().unwrap_or(0),
+            logs: logs.to_owned(),
+            own_clock: AtomicBool::new(false),
+        };
         let why = || fs::read_to_string(logs.join(format!("{name}.init"))).unwrap_or_default();
         ensure!(space.pid != 0 && ready == "ready", "host {name} did not start (`{pid}`, `{ready}`): {}", why());
         Ok(space)
@@ -136,7 +147,24 @@ impl Space {
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("LC_ALL", "C");
+        if self.own_clock.load(Ordering::Relaxed) {
+            // Only the wall clock; and a new time counts at once.
+            command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("FAKETIME_NO_CACHE", "1");
+        }
         Ok(command)
+    }
+
+    /// Sets the wall clock of the host's programs, as an offset like `+400d` from this machine's. Those that are started after the first call
+    /// have such a clock, and it can be set again while they run. Their other clocks are the kernel's.
+    ///
+    /// # Errors
+    /// When the library that does it is not installed.
+    pub fn set_clock(&self, offset: &str) -> anyhow::Result<()> {
+        ensure!(Path::new(CLOCK).exists(), "{CLOCK} is not there: the package libfaketime is missing");
+        self.write("/etc/faketimerc", format!("{offset}\n"), 0o644)?;
+        self.write("/etc/ld.so.preload", format!("{CLOCK}\n"), 0o644)?;
+        self.own_clock.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Runs a program on the host to its end.

@@ -100,6 +100,23 @@ impl Terminal {
         Ok(())
     }
 
+    /// Starts pcscd with two readers.
+    ///
+    /// # Errors
+    /// When they do not appear.
+    pub fn start_pcscd_with_two(&mut self) -> anyhow::Result<()> {
+        self.pcscd = Some(office::pcscd_with(&self.space, &[office::READER, office::SECOND_READER])?.0);
+        Ok(())
+    }
+
+    /// Puts a card into the second reader.
+    ///
+    /// # Errors
+    /// When it is occupied.
+    pub fn insert_into_second(&self, card: PivCard) -> anyhow::Result<InReader> {
+        InReader::insert(&self.space.path(office::SECOND_READER), card)
+    }
+
     /// The running pcscd.
     ///
     /// # Errors

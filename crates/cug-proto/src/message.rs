@@ -459,6 +459,10 @@ pub struct Attached {
     /// Seconds between heartbeats.
     #[n(2)]
     pub heartbeat: u32,
+    /// The terminal's address on this connection as the server sees it, in canonical form. Not authenticated by more than TLS: it is good for
+    /// finding out about routers that translate addresses, and for nothing else.
+    #[n(20)]
+    pub seen_at: Option<IpAddr>,
 }
 
 /// Where this terminal can be reached.

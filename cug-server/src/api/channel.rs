@@ -29,6 +29,7 @@ pub(super) async fn open(
     writer: &mut Writer,
     attach: Attach,
     exporter: &[u8; 32],
+    source: IpAddr,
 ) -> Result<Option<Opened>> {
     if attach.known.len() > MAX_GROUPS {
         return Err(ProtocolError::Malformed.into());
@@ -44,7 +45,8 @@ pub(super) async fn open(
     let config = service.config();
     let (lease, heartbeat) = (seconds(config.lease), seconds(config.heartbeat));
     let proof = attached.keys.server_proof();
-    let answer = ServerMessage::Attached(cug_proto::message::Attached { proof, lease, heartbeat });
+    let seen_at = Some(source);
+    let answer = ServerMessage::Attached(cug_proto::message::Attached { proof, lease, heartbeat, seen_at });
     if let Err(error) = send(writer, &answer, frame::MAX_SESSION).await {
         service.hub().detach(attached.session, &attached.subscription);
         return Err(error);

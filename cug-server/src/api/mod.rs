@@ -148,7 +148,7 @@ impl Api {
                 if !version_fits(attach.version, &mut writer).await? {
                     return Ok(None);
                 }
-                let opened = channel::open(&self.service, &mut writer, attach, &exporter).await?;
+                let opened = channel::open(&self.service, &mut writer, attach, &exporter, source).await?;
                 Ok(opened.map(|opened| (reader, writer, opened)))
             }
             ClientMessage::EnrolHello(hello) => {

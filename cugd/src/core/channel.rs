@@ -23,11 +23,12 @@ impl State {
         };
         life.heard(now, &event);
         match event {
-            ChannelEvent::Attached { server, local, .. } => {
+            ChannelEvent::Attached { server, local, seen, .. } => {
                 life.channel.server = server;
                 life.channel.local = local;
                 life.channel.attached = true;
                 life.channel.known_there = true;
+                life.translated(seen, &addresses, out);
             }
             ChannelEvent::Peers(change) => life.members(now, &addresses, change, out),
             ChannelEvent::Synced => {
@@ -59,6 +60,7 @@ impl State {
             ChannelEvent::Alive(mark) => {
                 if life.announcement == Announcement::Sent(mark) {
                     life.announcement = Announcement::Confirmed;
+                    life.knock(now, out);
                     self.advance(&user, out);
                 }
             }
@@ -149,6 +151,7 @@ impl Life {
     fn synced(&mut self, out: &mut Vec<Action>) {
         self.channel.synced = true;
         self.channel.failures = 0;
+        self.channel.away = false;
         // The server may be another one, or see another address: it is told anew.
         self.announcement = Announcement::Due;
         let number = self.number;
@@ -156,6 +159,8 @@ impl Life {
     }
 
     pub fn detached(&mut self, now: Time, jitter: u32) {
+        self.channel.away |= !self.channel.attached;
+        self.channel.draw = jitter;
         self.channel.link = None;
         self.channel.attached = false;
         self.channel.local = None;
@@ -178,7 +183,8 @@ impl Life {
                 }
             }
             None => match Group::new(&self.session, grant) {
-                Ok(group) => {
+                Ok(mut group) => {
+                    group.keep_open(self.channel.translated);
                     self.groups.insert(ack.group, group);
                 }
                 Err(_) => {

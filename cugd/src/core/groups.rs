@@ -18,7 +18,7 @@ use cug_proto::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    Action, InterfaceSpec, Number, PeerSpec, Time,
+    Action, InterfaceSpec, KEEPALIVE, Number, PeerSpec, Time,
     endpoints::{Path, candidates},
     roam::Calls,
 };
@@ -46,6 +46,17 @@ pub(super) struct Group {
     pub ordered: bool,
     /// The interface stands and listens here.
     pub port: Option<u16>,
+    /// Set while this side has to keep the ways to the members open.
+    pub knocks: Option<Knocks>,
+}
+
+/// Calls to members who do not answer.
+#[derive(Default)]
+pub(super) struct Knocks {
+    /// Not before then.
+    pub next: Option<Time>,
+    /// How many there were.
+    pub count: u32,
 }
 
 /// Where this terminal stands.
@@ -91,6 +102,7 @@ impl Group {
             stale: BTreeSet::new(),
             ordered: false,
             port: None,
+            knocks: None,
         })
     }
 
@@ -173,6 +185,8 @@ impl Group {
             let peers: Vec<_> = peers.collect();
             if !peers.is_empty() {
                 out.push(Action::UpsertPeers { number, group: self.grant.id, peers });
+                // Who is new is called when the next look is due.
+                self.keep_open(self.knocks.is_some());
             }
             self.call(number, calls, out);
         }
@@ -216,6 +230,14 @@ impl Group {
         let at = |peer: &Peer| self.paths.get(&peer.wg_public_key).and_then(Path::current);
         let peers: Vec<_> = self.peers.values().map(|peer| self.spec(own, peer, at(peer))).collect();
         if !peers.is_empty() {
+            out.push(Action::UpsertPeers { number, group: self.grant.id, peers });
+        }
+    }
+
+    /// The same members, where WireGuard knows them to be, with other settings.
+    pub fn refresh(&self, number: Number, own: &WgPublicKey, out: &mut Vec<Action>) {
+        let peers: Vec<_> = self.peers.values().map(|peer| self.spec(own, peer, None)).collect();
+        if self.port.is_some() && !peers.is_empty() {
             out.push(Action::UpsertPeers { number, group: self.grant.id, peers });
         }
     }
@@ -309,6 +331,7 @@ impl Group {
                 IpNet::from(std::net::IpAddr::V4(peer.address4)),
                 IpNet::from(std::net::IpAddr::V6(peer.address6)),
             ],
+            keepalive: self.knocks.as_ref().map(|_| KEEPALIVE),
         }
     }
 

@@ -70,6 +70,8 @@ pub(super) struct Channel {
     pub attached: bool,
     /// This terminal's address on it.
     pub local: Option<IpAddr>,
+    /// A router translates this terminal's addresses, by what the server saw last.
+    pub translated: bool,
     /// It was attached before.
     pub known_there: bool,
     pub synced: bool,
@@ -80,6 +82,10 @@ pub(super) struct Channel {
     pub lease_until: Time,
     pub failures: u32,
     pub retry_at: Option<Time>,
+    /// It could not be attached when that was tried last: the server, or the way there, is away.
+    pub away: bool,
+    /// The last random number that came with its end.
+    pub draw: u32,
 }
 
 impl Life {
@@ -125,6 +131,7 @@ impl Life {
                 link: None,
                 attached: false,
                 local: None,
+                translated: false,
                 known_there: false,
                 synced: false,
                 server: deliver.server,
@@ -133,6 +140,8 @@ impl Life {
                 lease_until: now + attach_within,
                 failures: 0,
                 retry_at: None,
+                away: false,
+                draw: 0,
             },
             announcement: Announcement::Due,
             settled: false,

@@ -1,6 +1,6 @@
 //! The terminal's own network changes, and how the members are reached.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use cug_proto::{
     id::{GroupId, UserId},
@@ -9,10 +9,10 @@ use cug_proto::{
 use ipnet::IpNet;
 
 use super::{
-    Action, Number, Stage, State, Time,
-    endpoints::{LOOK_CHOICE, LOOK_IDLE, Sight},
-    groups::Group,
-    life::{Announcement, Life},
+    Action, KEEPALIVE, Number, SPREAD, Stage, State, Time,
+    endpoints::{LOOK_CHOICE, LOOK_IDLE, Path, Sight},
+    groups::{Group, Knocks},
+    life::{Announcement, Channel, Life},
 };
 
 /// Whose packets go where: to a new endpoint, or (`None`) where WireGuard sends them already.
@@ -68,13 +68,26 @@ impl State {
     }
 }
 
+/// Between the first two calls to a member who does not answer.
+const FIRST_KNOCK: Duration = Duration::from_secs(1);
+
+impl Channel {
+    /// When to attach after the network has changed. At once, when somebody has moved; but a whole house finds its network again at the same
+    /// moment when a switch was away, and who has tried in vain since is one of many.
+    fn again(&self, now: Time) -> Time {
+        let spread = u64::try_from(SPREAD.as_millis()).unwrap_or(u64::MAX);
+        let pause = Duration::from_millis(u64::from(self.draw) % spread);
+        if self.away { now + pause } else { now }
+    }
+}
+
 impl Life {
     /// A connection does not notice by itself that its address is gone: it would only fall silent.
     fn check_channel(&mut self, now: Time, own: &[IpNet], out: &mut Vec<Action>) {
         let Some(link) = self.channel.link else {
-            if self.channel.retry_at.is_some() && self.channel.known_there {
+            if let Some(planned) = self.channel.retry_at.filter(|_| self.channel.known_there) {
                 self.channel.failures = 0;
-                self.channel.retry_at = Some(now);
+                self.channel.retry_at = Some(planned.min(self.channel.again(now)));
             }
             return;
         };
@@ -86,10 +99,40 @@ impl Life {
         if self.channel.known_there {
             out.push(Action::info("the network changed, attaching the session channel anew"));
             out.push(Action::Disconnect { link });
-            self.detached(now, 0);
+            let (away, draw) = (self.channel.away, self.channel.draw);
+            self.detached(now, draw);
+            // It was cut here: that says nothing of the server.
+            self.channel.away = away;
             self.channel.failures = 0;
-            self.channel.retry_at = Some(now);
+            self.channel.retry_at = Some(self.channel.again(now));
         }
+    }
+
+    /// The server has said from where it sees this terminal.
+    pub fn translated(&mut self, seen: Option<IpAddr>, own: &[IpNet], out: &mut Vec<Action>) {
+        let Some(seen) = seen else { return };
+        let known = self.channel.local == Some(seen) || own.iter().any(|net| net.addr() == seen);
+        let translated = !known && !seen.is_loopback();
+        if translated == self.channel.translated {
+            return;
+        }
+        self.channel.translated = translated;
+        if translated {
+            out.push(Action::info(&format!(
+                "the server sees this terminal at {seen}: a router translates its addresses, and is kept reminded of it"
+            )));
+        }
+        let (number, public) = (self.number, self.public);
+        for group in self.groups.values_mut() {
+            group.keep_open(translated);
+            group.refresh(number, &public, out);
+        }
+    }
+
+    /// Calls those members who cannot call here.
+    pub fn knock(&mut self, now: Time, out: &mut Vec<Action>) {
+        let number = self.number;
+        self.groups.values_mut().for_each(|group| group.knock_anew(now, number, out));
     }
 
     fn rehome(&mut self, now: Time, own: &[IpNet], out: &mut Vec<Action>) {
@@ -123,8 +166,9 @@ impl Life {
 
 impl Group {
     /// How often the paths to the members are looked at; `None` without members or interface.
-    fn look_interval(&self) -> Option<std::time::Duration> {
-        let choice = self.paths.values().any(super::endpoints::Path::has_choice);
+    fn look_interval(&self) -> Option<Duration> {
+        let knocking = self.knocks.is_some() && !self.paths.values().all(Path::is_live);
+        let choice = knocking || self.paths.values().any(Path::has_choice);
         let some = self.port.is_some() && !self.paths.is_empty();
         some.then_some(if choice { LOOK_CHOICE } else { LOOK_IDLE })
     }
@@ -136,6 +180,34 @@ impl Group {
             calls.extend(next.map(|endpoint| (*key, Some(endpoint))));
         }
         self.call(number, calls, out);
+        self.knock(now, number, out);
+    }
+
+    /// From now on this side keeps the ways to the members open, or no longer.
+    pub fn keep_open(&mut self, translated: bool) {
+        self.knocks = translated.then(Knocks::default);
+    }
+
+    fn knock_anew(&mut self, now: Time, number: Number, out: &mut Vec<Action>) {
+        if let Some(knocks) = &mut self.knocks {
+            *knocks = Knocks::default();
+            self.knock(now, number, out);
+        }
+    }
+
+    /// A member outside cannot call through the router before it was called from here. Who does not answer is called again, after longer and
+    /// longer pauses: WireGuard itself gives up after ninety seconds.
+    fn knock(&mut self, now: Time, number: Number, out: &mut Vec<Action>) {
+        let Some(knocks) = &mut self.knocks else { return };
+        let silent: Calls =
+            self.paths.iter().filter(|(_, path)| !path.is_live()).map(|(key, _)| (*key, None)).collect();
+        if silent.is_empty() {
+            *knocks = Knocks::default();
+        } else if knocks.next.is_none_or(|next| next <= now) {
+            knocks.next = Some(now + KEEPALIVE.min(FIRST_KNOCK * (1 << knocks.count.min(8))));
+            knocks.count += 1;
+            self.call(number, silent, out);
+        }
     }
 
     fn rehome(&mut self, now: Time, number: Number, own: &[IpNet], overlay: &[IpNet], out: &mut Vec<Action>) {

@@ -192,6 +192,8 @@ pub enum ChannelEvent {
         lease: Duration,
         /// This terminal's address on that connection.
         local: Option<IpAddr>,
+        /// The same as the server sees it: another one behind a router that translates addresses. `None` from servers that do not say.
+        seen: Option<IpAddr>,
     },
     /// Members of a group.
     Peers(Peers),
@@ -453,6 +455,8 @@ pub struct PeerSpec {
     pub endpoint: Option<SocketAddr>,
     /// Overlay addresses.
     pub allowed_ips: Vec<IpNet>,
+    /// How often to send something when there is nothing to send; `None`: never.
+    pub keepalive: Option<Duration>,
 }
 
 /// A group as `cugctl peers` shows it, before the figures are measured.
@@ -478,6 +482,10 @@ pub const MAX_OFFERS: usize = 64;
 pub const ATTACH_DELAY: Duration = Duration::from_millis(200);
 /// How long the server may take to answer `Clear`.
 pub const FAREWELL_TIME: Duration = Duration::from_secs(2);
+/// Over how long the terminals spread that find the network again at one moment, after the server had been away.
+pub const SPREAD: Duration = Duration::from_secs(2);
+/// How often something is sent through a router that translates addresses: most forget a way that was not used for thirty seconds.
+pub const KEEPALIVE: Duration = Duration::from_secs(25);
 /// How long a tunnel may take to go down before the rest goes on without its word.
 pub const FALL_TIME: Duration = Duration::from_secs(15);
 

@@ -90,7 +90,8 @@ async fn introduce(
             keys.verify_server(&attached.proof)?;
             let lease = Duration::from_secs(u64::from(attached.lease));
             let heartbeat = Duration::from_secs(u64::from(attached.heartbeat.clamp(1, 3600)));
-            Ok(Ok(Channel { stream, keys, server: server.to_owned(), lease, heartbeat, local }))
+            let seen = attached.seen_at.map(|address| address.to_canonical());
+            Ok(Ok(Channel { stream, keys, server: server.to_owned(), lease, heartbeat, local, seen }))
         }
         ServerMessage::End(reason) => Ok(Err(reason)),
         ServerMessage::Unavailable(_) => Err(LinkError::Unavailable),

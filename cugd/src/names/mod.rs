@@ -322,3 +322,40 @@ async fn by_resolved(zone: &Arc<Zone>) -> anyhow::Result<Responder> {
 fn with_causes(error: ReplaceError) -> String {
     format!("{:#}", anyhow::Error::from(error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn down(number: u64) -> Event {
+        Event::Tunnel { number: Number(number), event: TunnelEvent::Down { leftovers: Vec::new() } }
+    }
+
+    /// Names whose task is this test: what was ordered, and where it says what is done.
+    fn by_hand() -> (Names, watch::Sender<u64>, mpsc::Receiver<Event>) {
+        let (events, told) = mpsc::channel(9);
+        let (done, seen) = watch::channel(0);
+        let wanted = watch::channel((0, Zones::new())).0;
+        (Names { wanted, done: seen, held: BTreeSet::new(), events: Some(events) }, done, told)
+    }
+
+    #[tokio::test]
+    async fn a_session_is_down_when_its_names_are_gone_and_not_before() {
+        let (mut names, done, mut told) = by_hand();
+        assert!(names.hold(down(1)).is_some(), "there was nothing to do");
+        names.set((Number(1), 7), None);
+        assert!(names.hold(down(1)).is_none(), "its names may still be there");
+        assert!(names.hold(Event::Tick).is_some(), "everything else goes on");
+        tokio::task::yield_now().await;
+        assert!(told.try_recv().is_err());
+        // Ordered later, for another session: the first one does not wait for it.
+        names.set((Number(2), 7), None);
+        done.send_replace(1);
+        let event = timeout(GONE, told.recv()).await.unwrap().unwrap();
+        assert!(matches!(&event, Event::Tunnel { number: Number(1), event: TunnelEvent::Down { .. } }));
+        assert!(names.hold(event).is_some(), "held once");
+        assert!(names.hold(down(2)).is_none());
+        done.send_replace(2);
+        assert!(timeout(GONE, told.recv()).await.unwrap().is_some());
+    }
+}

@@ -1,6 +1,10 @@
 //! The one trait in front of the two WireGuard implementations.
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use cug_proto::secret::Secret;
 use futures_util::future::BoxFuture;
@@ -35,8 +39,8 @@ pub trait Driver: Send + Sync {
     fn rekey(&self, peers: Vec<PublicKey>) -> BoxFuture<'_, Result<Rekey, TunnelError>>;
 
     /// Sends something authenticated to each of these peers now, at their present endpoints; also when a handshake is under way that went
-    /// elsewhere. Does not wait for answers for longer than half a second.
-    fn call(&self, peers: Vec<PublicKey>) -> BoxFuture<'_, Result<(), TunnelError>>;
+    /// elsewhere. Does not wait for answers for longer than half a second. With each comes the keepalive interval that it has and keeps.
+    fn call(&self, peers: Vec<(PublicKey, Option<Duration>)>) -> BoxFuture<'_, Result<(), TunnelError>>;
 
     /// What is known of all peers.
     fn stats(&self, now: SystemTime) -> BoxFuture<'_, Result<Vec<PeerStats>, TunnelError>>;

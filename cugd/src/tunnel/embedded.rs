@@ -105,7 +105,8 @@ impl Driver for EmbeddedDriver {
         self.ask(|answer| Command::Rekey { peers, answer })
     }
 
-    fn call(&self, peers: Vec<PublicKey>) -> BoxFuture<'_, Result<(), TunnelError>> {
+    fn call(&self, peers: Vec<(PublicKey, Option<Duration>)>) -> BoxFuture<'_, Result<(), TunnelError>> {
+        let peers = peers.into_iter().map(|(peer, _)| peer).collect();
         self.ask(|answer| Command::Call { peers, answer })
     }
 

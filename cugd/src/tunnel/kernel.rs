@@ -12,7 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use cug_proto::secret::Secret;
@@ -139,14 +139,12 @@ impl Driver for KernelDriver {
         async { Ok(Rekey::ByItself) }.boxed()
     }
 
-    /// The kernel sends a keepalive, or begins a handshake, when persistent keepalives are switched on.
-    fn call(&self, peers: Vec<PublicKey>) -> BoxFuture<'_, Result<(), TunnelError>> {
+    fn call(&self, peers: Vec<(PublicKey, Option<Duration>)>) -> BoxFuture<'_, Result<(), TunnelError>> {
         async move {
-            for seconds in [25, 0] {
-                let peers = peers.clone();
+            for step in call_steps(&peers) {
                 let set = move |update: DeviceUpdate| {
-                    peers.iter().fold(update, |update, peer| {
-                        update.add_peer(PeerConfigBuilder::new(&Key(*peer)).set_persistent_keepalive_interval(seconds))
+                    step.iter().fold(update, |update, (peer, seconds)| {
+                        update.add_peer(PeerConfigBuilder::new(&Key(*peer)).set_persistent_keepalive_interval(*seconds))
                     })
                 };
                 self.apply("to call peers", set).await?;
@@ -204,6 +202,15 @@ impl Drop for KernelDriver {
             tracing::warn!(interface = %self.name, %error, "an interface cannot be removed");
         }
     }
+}
+
+/// Keepalive intervals to set one after another: the kernel sends a keepalive, or begins a handshake, when persistent keepalives are switched
+/// on. Each peer has its own interval at the end.
+fn call_steps(peers: &[(PublicKey, Option<Duration>)]) -> [Vec<(PublicKey, u16)>; 3] {
+    let step = |seconds: fn(u16) -> u16| -> Vec<_> {
+        peers.iter().map(|(peer, keepalive)| (*peer, seconds(keepalive_seconds(*keepalive)))).collect()
+    };
+    [step(|_| 0), step(|own| if own == 0 { 25 } else { own }), step(|own| own)]
 }
 
 /// The whole of a peer; addresses replace those it had.
@@ -282,7 +289,7 @@ mod tests {
             preshared_key: Secret::fill(|b| b.fill(2)),
             endpoint: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7)),
             allowed_ips: vec!["100.96.0.2/32".parse().unwrap()],
-            keepalive: Some(std::time::Duration::from_millis(24_001)),
+            keepalive: Some(Duration::from_millis(24_001)),
         };
         let expected = PeerConfigBuilder::new(&Key([1; 32]))
             .set_preshared_key(Key([2; 32]))
@@ -291,5 +298,13 @@ mod tests {
             .set_endpoint("127.0.0.1:7".parse().unwrap())
             .add_allowed_ip("100.96.0.2".parse().unwrap(), 32);
         assert!(full(&peer) == expected);
+    }
+
+    #[test]
+    fn a_call_switches_keepalives_on_and_leaves_them_as_they_were() {
+        let [off, on, after] = call_steps(&[([1; 32], None), ([2; 32], Some(Duration::from_secs(20)))]);
+        assert_eq!(off, [([1; 32], 0), ([2; 32], 0)]);
+        assert_eq!(on, [([1; 32], 25), ([2; 32], 20)]);
+        assert_eq!(after, [([1; 32], 0), ([2; 32], 20)]);
     }
 }

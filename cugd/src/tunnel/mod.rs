@@ -327,7 +327,8 @@ impl Tunnel {
                 within("changing a peer's address", self.driver.set_endpoint(*peer, *endpoint)).await?;
             }
         }
-        within("calling peers", self.driver.call(peers.into_iter().map(|(peer, _)| peer).collect())).await
+        let called = peers.into_iter().map(|(peer, _)| (peer, roster.keepalive(&peer))).collect();
+        within("calling peers", self.driver.call(called)).await
     }
 
     /// All peers, in no particular order. `now` turns the kernel's wall-clock times into ages.

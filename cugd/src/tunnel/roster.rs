@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -19,6 +20,8 @@ pub(super) struct Roster {
     peers: HashMap<PublicKey, Vec<IpNet>>,
     /// All peers' networks by first address; they are disjoint.
     taken: BTreeMap<IpAddr, IpNet>,
+    /// Those that have a keepalive interval.
+    keepalives: HashMap<PublicKey, Duration>,
 }
 
 impl Roster {
@@ -35,7 +38,7 @@ impl Roster {
         }
         let networks = config.addresses.iter().chain(&config.routes).map(IpNet::trunc).collect();
         let own = config.addresses.iter().map(IpNet::addr).collect();
-        Ok(Self { networks, own, peers: HashMap::new(), taken: BTreeMap::new() })
+        Ok(Self { networks, own, peers: HashMap::new(), taken: BTreeMap::new(), keepalives: HashMap::new() })
     }
 
     /// Enters `batch`, all or nothing.
@@ -54,7 +57,18 @@ impl Roster {
                 return Err(refusal);
             }
         }
+        for peer in batch {
+            match peer.keepalive {
+                Some(keepalive) => drop(self.keepalives.insert(peer.public_key, keepalive)),
+                None => drop(self.keepalives.remove(&peer.public_key)),
+            }
+        }
         Ok(())
+    }
+
+    /// The keepalive interval of a peer.
+    pub(super) fn keepalive(&self, peer: &PublicKey) -> Option<Duration> {
+        self.keepalives.get(peer).copied()
     }
 
     /// Every one of `peers` must be known.
@@ -70,6 +84,7 @@ impl Roster {
     pub(super) fn remove(&mut self, peers: &[PublicKey]) {
         for peer in peers {
             self.withdraw(peer);
+            self.keepalives.remove(peer);
         }
     }
 

@@ -153,7 +153,7 @@ async fn connection(
     };
     let others = ChannelKeys::new(attach.session, &Secret::fill(|bytes| bytes.fill(8)), &exporter);
     let proof = if forgotten { others.server_proof() } else { keys.server_proof() };
-    send(&mut stream, &ServerMessage::Attached(Attached { proof, lease: 60, heartbeat: 1 })).await?;
+    send(&mut stream, &ServerMessage::Attached(Attached { proof, lease: 60, heartbeat: 1, seen_at: None })).await?;
     let present = if attach.known.is_empty() { vec![peer()] } else { vec![] };
     send(
         &mut stream,

@@ -4,6 +4,10 @@ use std::{
     io::{self, BufRead, Read, Write},
     net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -122,15 +126,24 @@ fn exceptions(text: &str) -> Result<Option<Vec<Exception>>, Box<dyn std::error::
     }
 }
 
-/// Sends back what comes, by TCP and UDP and both families.
+/// Sends back what comes, by TCP and UDP and both families; says how many datagrams came for each line of standard input.
 fn serve(port: u16) {
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let (tcp, udp) = (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap());
     answer(Ok(String::new()));
+    let came = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&came);
     std::thread::spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((length, from)) = udp.recv_from(&mut buffer) {
+            // Before the answer, which may never arrive.
+            count.fetch_add(1, Ordering::SeqCst);
             let _unreachable = udp.send_to(&buffer[..length], from);
+        }
+    });
+    std::thread::spawn(move || {
+        for _ in io::stdin().lock().lines() {
+            answer(Ok(came.load(Ordering::SeqCst).to_string()));
         }
     });
     while let Ok((stream, _)) = tcp.accept() {

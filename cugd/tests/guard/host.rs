@@ -2,6 +2,7 @@
 //! Everything dies with the test's thread (`PR_SET_PDEATHSIG`), and the namespaces with their last process.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{BufRead, BufReader, Read, Write},
     path::PathBuf,
@@ -145,6 +146,15 @@ impl Host {
     /// Whether `person` here gets an answer from the echo server at `address`.
     pub fn reaches(&self, person: &Person, protocol: &str, address: &str, device: &str) -> Result<String, String> {
         self.program(person, &format!("exchange {protocol} {address} {device}")).answer()
+    }
+
+    /// TCP connections that somebody began with `port` here and that have not come about: the first packet arrived, the answer got lost.
+    pub fn half_open(&self, port: u16) -> BTreeSet<String> {
+        let table = self.run("cat", "/proc/net/tcp /proc/net/tcp6");
+        let own = format!(":{port:04X}");
+        // proc(5): local address, remote address, state; 03 is SYN_RECV.
+        let rows = table.lines().map(|line| line.split_whitespace().skip(1).take(3).collect::<Vec<_>>());
+        rows.filter(|row| row.len() == 3 && row[0].ends_with(&own) && row[2] == "03").map(|row| row.join(" ")).collect()
     }
 
     pub fn pings(&self, person: &Person, address: &str) -> bool {

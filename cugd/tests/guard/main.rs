@@ -14,9 +14,9 @@
 mod actor;
 mod host;
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr};
 
-use host::{Actor, Person, Place, SEED};
+use host::{Actor, Host, Person, Place, SEED};
 
 /// Not a test of its own: the process that the others start in their namespaces.
 #[test]
@@ -30,27 +30,34 @@ const OWN: &str = "100.96.0.1/24,fd00:96::1/64";
 
 /// Everybody's programs at their places.
 struct Scene {
-    /// First, so that they have ended when the people's cgroups go.
-    _servers: Vec<Actor>,
+    /// By port. First, so that they have ended when the people's cgroups go.
+    servers: RefCell<BTreeMap<u16, Actor>>,
     place: Place,
     owner: Person,
     other: Person,
     root: Person,
 }
 
+/// What became of exchanges with a server: who got an answer, and whose first packet arrived there, answered or not.
+#[derive(Default)]
+struct Seen {
+    answered: Vec<bool>,
+    arrived: Vec<bool>,
+}
+
 impl Scene {
     fn new() -> Self {
         let place = Place::new();
         let (owner, other, root) = (Person::new(), Person::new(), Person::root());
-        let servers = vec![
-            place.terminal.serve(&owner, 7001),
-            place.terminal.serve(&other, 7002),
-            place.terminal.serve(&root, 7003),
-            place.member.serve(&root, 7004),
-            place.office.serve(&root, 7005),
-            place.office.serve(&root, 7006),
-        ];
-        Self { place, owner, other, root, _servers: servers }
+        let servers = BTreeMap::from([
+            (7001, place.terminal.serve(&owner, 7001)),
+            (7002, place.terminal.serve(&other, 7002)),
+            (7003, place.terminal.serve(&root, 7003)),
+            (7004, place.member.serve(&root, 7004)),
+            (7005, place.office.serve(&root, 7005)),
+            (7006, place.office.serve(&root, 7006)),
+        ]);
+        Self { place, owner, other, root, servers: RefCell::new(servers) }
     }
 
     fn guard(&self, choice: &str) -> Actor {
@@ -64,49 +71,85 @@ impl Scene {
         guard.ask(&format!("raise {SEED} {} {OWN} {closed}", self.owner.uid)).unwrap();
     }
 
-    /// What gets through, by what it is called.
+    /// Datagrams that the server at `port` has received.
+    fn datagrams(&self, port: u16) -> u64 {
+        self.servers.borrow_mut().get_mut(&port).unwrap().ask("count").unwrap().parse().unwrap()
+    }
+
+    /// `who` at `from` exchanges a word with the server at `port` of `to`, by these protocols and both families.
+    fn exchanges(&self, from: (&Host, &Person, &str), hows: &[&str], to: (&Host, [&str; 2], u16)) -> Seen {
+        let ((host, who, device), (there, addresses, port)) = (from, to);
+        let mut seen = Seen::default();
+        for how in hows {
+            for address in addresses {
+                let before = (self.datagrams(port), there.half_open(port));
+                let to = SocketAddr::new(address.parse().unwrap(), port).to_string();
+                let answered = host.reaches(who, how, &to, device).is_ok();
+                let datagram = self.datagrams(port) > before.0;
+                let connection = !there.half_open(port).is_subset(&before.1);
+                seen.answered.push(answered);
+                seen.arrived.push(answered || datagram || connection);
+            }
+        }
+        seen
+    }
+
+    /// What gets through, by what it is called. What "hears" in its name counts packets that arrive, whether they are answered or not: a
+    /// layer that stops the answers alone would hide that another one lets the question in.
     fn packets(&self) -> BTreeMap<&'static str, Vec<bool>> {
         let Place { terminal, member, office } = &self.place;
         let device = actor::name(SEED);
         let (owner, other, root) = (&self.owner, &self.other, &self.root);
-        let both = |host: &host::Host, who: &Person, how: &str, four: &str, six: &str, port: u16, device: &str| {
+        let both = |host: &Host, who: &Person, how: &str, four: &str, six: &str, port: u16, device: &str| {
             let ports = [format!("{four}:{port}"), format!("[{six}]:{port}")];
             ports.map(|to| host.reaches(who, how, &to, device).is_ok()).to_vec()
         };
-        let out = |who: &Person, device: &str| {
-            let ways = ["tcp", "udp"].map(|how| both(terminal, who, how, "100.96.0.2", "fd00:96::2", 7004, device));
-            ways.concat()
-        };
+        let at_member = (member, ["100.96.0.2", "fd00:96::2"], 7004);
+        let out = |who: &Person, device: &str| self.exchanges((terminal, who, device), &["tcp", "udp"], at_member);
         let inward = |port: u16| {
-            ["tcp", "udp"].map(|how| both(member, root, how, "100.96.0.1", "fd00:96::1", port, "-")).concat()
+            let here = (terminal, ["100.96.0.1", "fd00:96::1"], port);
+            self.exchanges((member, root, "-"), &["tcp", "udp"], here)
         };
-        let ping = |host: &host::Host, who: &Person, to: [&str; 2]| to.map(|to| host.pings(who, to)).to_vec();
-        let closed_port = |host: &host::Host| {
+        let at_office = (office, ["10.9.0.2", "fd00:9::2"], 7005);
+        let ping = |host: &Host, who: &Person, to: [&str; 2]| to.map(|to| host.pings(who, to)).to_vec();
+        let closed_port = |host: &Host| {
             let refused = ["100.96.0.1:7999", "[fd00:96::1]:7999"].map(|to| host.reaches(root, "tcp", to, "-"));
             refused.map(|answer| answer.unwrap_err().contains("ECONNREFUSED")).to_vec()
         };
+        let (other_out, other_by_device, root_out) = (out(other, "-"), out(other, device.as_str()), out(root, "-"));
+        let (owner_in, other_in, root_in) = (inward(7001), inward(7002), inward(7003));
+        let through_here = self.exchanges((member, root, "-"), &["tcp", "udp"], at_office);
+        let into_tunnel = self.exchanges((office, root, "-"), &["tcp", "udp"], at_member);
         BTreeMap::from([
-            ("owner out", out(owner, "-")),
-            ("owner out, device", out(owner, device.as_str())),
+            ("owner out", out(owner, "-").answered),
+            ("owner out, device", out(owner, device.as_str()).answered),
             ("owner out, multipath", both(terminal, owner, "mptcp", "100.96.0.2", "fd00:96::2", 7004, "-")),
-            ("owner in", inward(7001)),
+            ("owner in", owner_in.answered),
+            ("owner hears", owner_in.arrived),
             ("owner, own address", both(terminal, owner, "tcp", "100.96.0.1", "fd00:96::1", 7001, "-")),
             ("owner pings", ping(terminal, owner, ["100.96.0.2", "fd00:96::2"])),
             ("terminal is pinged", ping(member, root, ["100.96.0.1", "fd00:96::1"])),
             ("closed port answers", closed_port(member)),
-            ("other out", out(other, "-")),
-            ("other out, device", out(other, device.as_str())),
+            ("other out", other_out.answered),
+            ("member hears other", other_out.arrived),
+            ("other out, device", other_by_device.answered),
+            ("member hears other, device", other_by_device.arrived),
             ("other out, multipath", both(terminal, other, "mptcp", "100.96.0.2", "fd00:96::2", 7004, device.as_str())),
-            ("other in", inward(7002)),
+            ("other in", other_in.answered),
+            ("other hears", other_in.arrived),
             ("other, own address", both(terminal, other, "tcp", "100.96.0.1", "fd00:96::1", 7001, "-")),
             ("other, own address, multipath", both(terminal, other, "mptcp", "100.96.0.1", "fd00:96::1", 7001, "-")),
             ("other pings", ping(terminal, other, ["100.96.0.2", "fd00:96::2"])),
-            ("root out", out(root, "-")),
-            ("root in", inward(7003)),
+            ("root out", root_out.answered),
+            ("member hears root", root_out.arrived),
+            ("root in", root_in.answered),
+            ("root hears", root_in.arrived),
             ("office to own address", both(office, root, "tcp", "100.96.0.1", "fd00:96::1", 7001, "-")),
             ("member to office address", both(member, root, "tcp", "10.9.0.1", "fd00:9::1", 7001, "-")),
-            ("member through terminal", both(member, root, "tcp", "10.9.0.2", "fd00:9::2", 7005, "-")),
-            ("office through terminal", both(office, root, "tcp", "100.96.0.2", "fd00:96::2", 7004, "-")),
+            ("member through terminal", through_here.answered),
+            ("office hears member", through_here.arrived),
+            ("office through terminal", into_tunnel.answered),
+            ("member hears office", into_tunnel.arrived),
             ("owner to office", both(terminal, owner, "tcp", "10.9.0.2", "fd00:9::2", 7005, "-")),
             ("other to office", both(terminal, other, "udp", "10.9.0.2", "fd00:9::2", 7005, "-")),
             ("office to other", both(office, root, "tcp", "10.9.0.1", "fd00:9::1", 7002, "-")),
@@ -125,17 +168,29 @@ impl Scene {
 }
 
 /// What no layer may let through, and both can see.
-const OTHERS: [&str; 5] = ["other out", "other out, device", "other out, multipath", "other in", "other pings"];
+const OTHERS: [&str; 8] = [
+    "other out",
+    "member hears other",
+    "other out, device",
+    "member hears other, device",
+    "other out, multipath",
+    "other in",
+    "other hears",
+    "other pings",
+];
 /// What root's own programs do.
-const ROOT: [&str; 2] = ["root out", "root in"];
-/// What only the packet filter sees.
-const AROUND: [&str; 6] = [
+const ROOT: [&str; 3] = ["root out", "root in", "root hears"];
+/// What only the packet filter sees: the programs take root's packets for the kernel's own.
+const AROUND: [&str; 9] = [
+    "member hears root",
     "other, own address",
     "other, own address, multipath",
     "office to own address",
     "member to office address",
     "member through terminal",
+    "office hears member",
     "office through terminal",
+    "member hears office",
 ];
 
 fn stops(lists: &[&[&'static str]]) -> Vec<&'static str> {

@@ -120,7 +120,12 @@ fn server_messages() -> Result<Vec<Vec<u8>>> {
         ServerMessage::Outcome(SealedOutcome { sealed: vec![2; 300] }),
         ServerMessage::Registered,
         ServerMessage::Unavailable(Unavailable::Busy(2)),
-        ServerMessage::Attached(Attached { proof: [3; 32], lease: 60, heartbeat: 15 }),
+        ServerMessage::Attached(Attached {
+            proof: [3; 32],
+            lease: 60,
+            heartbeat: 15,
+            seen_at: Some([10, 0, 0, 1].into()),
+        }),
         ServerMessage::Peers(peers),
         ServerMessage::Synced,
         ServerMessage::Group(channel.seal_group(&group(1, closed()?)?, [1; 12])?),

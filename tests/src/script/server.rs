@@ -31,6 +31,8 @@ pub struct ScriptedServer {
     pub group_key: [u8; 32],
     /// The session's secret.
     pub session_secret: [u8; 32],
+    /// Seconds between heartbeats, a third of the lease.
+    pub heartbeat: u32,
     session: [u8; 16],
     member: u8,
 }
@@ -48,6 +50,7 @@ impl ScriptedServer {
             card_key,
             group_key: random()?,
             session_secret: random()?,
+            heartbeat: 10,
             session: random()?,
             member: 1,
         })
@@ -170,7 +173,8 @@ impl ScriptedServer {
         let ClientMessage::Attach(attach) = wire.receive()? else { bail!("no attach") };
         let keys = ChannelKeys::new(self.session, &self.grant()?.secret, &wire.exporter()?);
         keys.verify_terminal(&attach.proof)?;
-        wire.send(&ServerMessage::Attached(Attached { proof: keys.server_proof(), lease: 30, heartbeat: 10 }))?;
+        let (proof, heartbeat, lease) = (keys.server_proof(), self.heartbeat, 3 * self.heartbeat);
+        wire.send(&ServerMessage::Attached(Attached { proof, lease, heartbeat, seen_at: None }))?;
         wire.send(&ServerMessage::Peers(peers))?;
         wire.send(&ServerMessage::Synced)?;
         let ClientMessage::Endpoints(endpoints) = wire.receive()? else { bail!("no endpoints") };

@@ -1,6 +1,7 @@
 //! Sessions: registered, announced, ended.
 
 use super::{audit::Entry, row, *};
+use std::collections::BTreeSet;
 
 /// How long a grant may stay unacknowledged, in seconds; the connection of the login ends long before.
 const PENDING_LIFE: UnixTime = 30;
@@ -85,24 +86,36 @@ pub(super) fn session_of_user(t: &Transaction<'_>, user: &UserId) -> Result<Opti
     .optional()?)
 }
 
+/// Only what is new is news: after a restart of the server every terminal announces itself again, and all the others need not hear it.
 pub(super) fn announce(t: &Transaction<'_>, session: &SessionId, place: &Place<'_>, now: UnixTime) -> Result<bool> {
     let before = t
         .prepare_cached(
-            "SELECT user.name, state, source, card FROM session JOIN user ON user.id = session.user WHERE session.id = ?1 AND state <> 'pending'",
+            "SELECT user.name, state, source, card, addresses FROM session JOIN user ON user.id = session.user WHERE session.id = ?1 AND state <> 'pending'",
         )?
         .query_row([session.as_slice()], |r| {
-            Ok((row::parse::<UserId>(r, 0)?, r.get::<_, String>(1)?, r.get::<_, String>(2)?, r.get::<_, Vec<u8>>(3)?))
+            let (user, card) = (row::parse::<UserId>(r, 0)?, r.get::<_, Vec<u8>>(3)?);
+            Ok((user, r.get::<_, String>(1)?, r.get::<_, String>(2)?, card, r.get::<_, String>(4)?))
         })
         .optional()?;
-    let Some((user, state, source, card)) = before else { return Ok(false) };
-    let now_at = place.source.to_string();
+    let Some((user, state, source, card, addresses)) = before else { return Ok(false) };
+    let (now_at, now_also_at) = (place.source.to_string(), row::addresses_to_text(place.addresses));
     t.prepare_cached("UPDATE session SET state = 'up', source = ?2, addresses = ?3, seen = ?4 WHERE id = ?1")?
-        .execute(params![session, now_at, row::addresses_to_text(place.addresses), now])?;
+        .execute(params![session, now_at, now_also_at, now])?;
+    let mut news: BTreeSet<GroupId> = BTreeSet::new();
     for port in place.ports {
-        t.prepare_cached("UPDATE session_group SET port = ?3 WHERE session = ?1 AND closed_group = ?2")?
+        let changed = t
+            .prepare_cached(
+                "UPDATE session_group SET port = ?3 WHERE session = ?1 AND closed_group = ?2 AND port IS NOT ?3",
+            )?
             .execute(params![session, port.group, port.port])?;
+        if changed > 0 {
+            news.insert(port.group);
+        }
     }
-    for group in groups_of(t, session)? {
+    if state != "up" || source != now_at || addresses != now_also_at {
+        news.extend(groups_of(t, session)?);
+    }
+    for group in news {
         change(t, &Change::Member(group, user.clone()))?;
     }
     let event = if state != "up" {

@@ -317,3 +317,32 @@ mod audit;
 mod copies;
 mod opening;
 mod seats;
+
+#[test]
+fn what_is_announced_again_is_no_news() {
+    let f = Fixture::new();
+    f.up(1, "A", 1);
+    let keys: Vec<GroupId> = f.store.group_keys(&user("A")).unwrap().iter().map(|g| g.id).collect();
+    let [one, two] = keys[..] else { panic!("two groups") };
+    let announce = |source: &str, addresses: &[&str], ports: [u16; 2], at: UnixTime| {
+        let (revision, audit) = (f.store.revision().unwrap(), f.audit());
+        let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        let ports = [GroupPort { group: one, port: ports[0] }, GroupPort { group: two, port: ports[1] }];
+        let place = Place { source: source.parse().unwrap(), addresses: &addresses, ports: &ports };
+        assert!(f.store.announce(&[1; 16], &place, at).unwrap());
+        (f.since(revision), f.audit() - audit)
+    };
+    let news = |groups: &[GroupId]| groups.iter().map(|g| Change::Member(*g, user("A"))).collect::<Vec<_>>();
+    let seen = || f.store.read(|t| Ok(t.query_row("SELECT seen FROM session", [], |r| r.get::<_, i64>(0))?)).unwrap();
+
+    assert_eq!(announce("10.0.0.1", &[], [5, 5], NOW + 9), (vec![], 0), "nothing is new");
+    assert_eq!(seen(), NOW + 9, "but the terminal is there");
+    assert_eq!(announce("10.0.0.1", &[], [5, 6], NOW), (news(&[two]), 0), "another port of one group");
+    assert_eq!(announce("10.0.0.1", &["192.0.2.7"], [5, 6], NOW), (news(&[one, two]), 0), "one address more");
+    assert_eq!(announce("10.0.0.1", &["192.0.2.7"], [5, 6], NOW), (vec![], 0));
+    assert_eq!(announce("10.0.0.2", &["192.0.2.7"], [5, 6], NOW), (news(&[one, two]), 1), "seen elsewhere");
+    // A group that is joined later has no port yet: only its members hear of it.
+    f.store.leave(BY, &group("VPN2"), &user("A"), &mint).unwrap();
+    f.store.join(BY, &group("VPN2"), &user("A")).unwrap();
+    assert_eq!(announce("10.0.0.2", &["192.0.2.7"], [5, 6], NOW), (news(&[two]), 0));
+}

@@ -2,6 +2,7 @@
 
 mod follow;
 mod herd;
+mod nat;
 mod policies;
 mod random;
 mod stories;

@@ -458,6 +458,7 @@ fn a_network_that_comes_back_ends_the_pause() {
     }
     assert!(world.links.is_empty(), "the pause is long by now");
     world.event(at("10.0.0.1/24"));
+    world.advance(SPREAD);
     assert_eq!(world.links.len(), 1);
 }
 

@@ -37,6 +37,8 @@ pub struct TunnelDouble {
     pub calls: Vec<(WgPublicKey, Option<std::net::SocketAddr>)>,
     pub looks: u32,
     pub endpoints: BTreeMap<WgPublicKey, std::net::SocketAddr>,
+    /// Peers that are kept reminded, and how often.
+    pub keepalives: BTreeMap<WgPublicKey, Duration>,
     /// From then on the core need not wait for it any longer.
     late: Option<Time>,
 }
@@ -68,6 +70,8 @@ pub struct World {
     pub zones: BTreeMap<(Number, u32), Arc<Zone>>,
     /// What those who watch were told.
     pub told: Vec<Notice>,
+    /// Where the server sees the terminal.
+    pub seen: std::net::IpAddr,
     tokens: u64,
     names: u8,
 }
@@ -145,6 +149,7 @@ impl World {
             exited: false,
             zones: BTreeMap::new(),
             told: Vec::new(),
+            seen: [10, 0, 0, 1].into(),
             tokens: 0,
             names: 0,
         }
@@ -297,6 +302,8 @@ impl World {
                 for peer in peers {
                     tunnel.peers.insert((group, peer.public_key), *peer.preshared_key.expose());
                     tunnel.endpoints.extend(peer.endpoint.map(|endpoint| (peer.public_key, endpoint)));
+                    tunnel.keepalives.remove(&peer.public_key);
+                    tunnel.keepalives.extend(peer.keepalive.map(|interval| (peer.public_key, interval)));
                 }
             }
             Action::RemovePeers { number, group, peers } => {
@@ -439,12 +446,14 @@ impl World {
     }
 
     pub fn attach(&mut self, link: LinkId) {
+        let seen = Some(self.seen);
         self.say(
             link,
             ChannelEvent::Attached {
                 server: "two:2".into(),
                 lease: Duration::from_secs(90),
                 local: Some([10, 0, 0, 1].into()),
+                seen,
             },
         );
     }

@@ -6,6 +6,7 @@ mod net;
 mod ns;
 mod pty;
 mod trickle;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -21,7 +22,8 @@ fn main() -> ExitCode {
         ["capture", interface] => net::capture(interface),
         ["local", path] => net::local(path),
         ["trickle", address] => trickle::run(address),
-        _ => Err(anyhow::anyhow!("rig: init | enter | pty | echo | exchange | capture | local | trickle")),
+        ["wire", near, far, seed, faults @ ..] => wire::run([near, far], seed, faults),
+        _ => Err(anyhow::anyhow!("rig: init | enter | pty | echo | exchange | capture | local | trickle | wire")),
     };
     match result {
         Ok(code) => ExitCode::from(code),

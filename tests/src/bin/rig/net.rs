@@ -62,7 +62,7 @@ fn answer(listener: &TcpListener) -> anyhow::Result<u8> {
     loop {
         let (mut stream, _) = listener.accept()?;
         std::thread::spawn(move || -> std::io::Result<()> {
-            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.set_read_timeout(Some(Duration::from_secs(40)))?;
             let mut said = Vec::new();
             stream.read_to_end(&mut said)?;
             stream.write_all(b"echo:")?;
@@ -153,7 +153,7 @@ pub fn capture(interface: &str) -> anyhow::Result<u8> {
 }
 
 /// A bridge shows forwarded frames only to promiscuous listeners.
-fn promiscuous(socket: &impl AsRawFd, index: u32) -> anyhow::Result<()> {
+pub fn promiscuous(socket: &impl AsRawFd, index: u32) -> anyhow::Result<()> {
     let index = i32::try_from(index)?;
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,

@@ -11,7 +11,7 @@ use std::time::Duration;
 const PIECE: (Duration, usize) = (Duration::from_millis(5), 512);
 
 /// The longest time that the connection may stand still.
-const STILL: Duration = Duration::from_secs(20);
+const STILL: Duration = Duration::from_secs(40);
 
 /// Sends to the echo server at `address` over one connection, until standard input ends; then checks that every byte came back in order.
 pub fn run(address: &str) -> anyhow::Result<u8> {
