@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a newcomer needs. Both install what they need from the distribution, and say so.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test build setup packages image tools format lint unit e2e prove deny bench fuzz clean help
+.PHONY: demo test build setup packages image tools format lint unit e2e prove deny bench fuzz clean help package packages-for-tests check-packages
 
 export RUST_BACKTRACE ?= 1
 # Tests make network namespaces and load real PAM modules: they need root. Everything they make is their own and goes with them.
@@ -20,7 +20,7 @@ help: ## this list
 demo: build ## the patent's own example: four terminals, two closed groups, real logins (KEEP=1 leaves it standing)
 	@$(SUDO) env CUG_BUILT=1 KEEP="$(KEEP)" target/debug/demo
 
-test: format lint units unit e2e deny ## everything that must hold before a change lands
+test: format lint units docs unit e2e deny ## everything that must hold before a change lands
 
 build: setup ## all programs, the PAM module and the test rig
 	@cargo build --locked --workspace --bins --lib
@@ -45,9 +45,15 @@ format: toolchain
 lint: setup
 	@cargo clippy --locked --workspace --all-targets -- -D warnings
 
-.PHONY: units
-units: setup ## the sandbox of the server's systemd unit
+.PHONY: units docs pictures
+units: setup ## the sandboxes of the systemd units
 	@packaging/check-units
+
+docs: ## the threat model's tests exist, and the pictures are up to date
+	@docs/check
+
+pictures: ## draws docs/*.svg (needs graphviz)
+	@for p in parts login; do dot -Tsvg docs/$$p.dot | sed '/^<!-- Generated/,/-->/d' >docs/$$p.svg; done
 
 unit: build $(VENV)/ready ## unit and property tests
 	@$(AS_ROOT) cargo test --locked --workspace --exclude cug-tests
@@ -57,18 +63,35 @@ RESOLVED := target/systemd-resolved
 $(RESOLVED)/ready:
 	@mkdir -p $(RESOLVED) && cd $(RESOLVED) && apt-get -qq download systemd-resolved 2>/dev/null && dpkg-deb -x systemd-resolved_*.deb . && touch ready
 
-e2e: build image $(RESOLVED)/ready ## end to end: real PAM, pcscd, cards, TLS and WireGuard on several hosts
+e2e: build image $(RESOLVED)/ready packages-for-tests ## end to end: real PAM, pcscd, cards, TLS and WireGuard on several hosts
 	@CUG_BUILT=1 $(AS_ROOT) cargo test --locked -p cug-tests
 	@echo "The same with a card written by others (piv-authenticator):"
 	@CUG_BUILT=1 CUG_CARD=piv-authenticator $(AS_ROOT) cargo test --locked -p cug-tests --test e2e
 
-# A distribution's own workstation, with systemd, for tests/machine. The suite is that of tests/src/machine.rs.
-image: target/images/bookworm.ready
+# A distribution's own workstation, with systemd, for tests/machine: the suite of tests/src/machine.rs, and the one after it.
+image: target/images/bookworm.ready target/images/trixie.ready
 
-target/images/bookworm.ready: tests/image/build
-	@echo "Making the image of a workstation from the distribution's packages"
-	@$(SUDO) tests/image/build bookworm target/images/bookworm
+target/images/%.ready: tests/image/build
+	@echo "Making the image of a workstation from the distribution's packages ($*)"
+	@$(SUDO) tests/image/build $* target/images/$*
 	@touch $@
+
+# What makes packages. Built once and not optimised: it packs some megabytes.
+PACKERS := target/tools/bin/cargo-deb target/tools/bin/cargo-generate-rpm
+$(PACKERS) &: packaging/tools
+	@packaging/tools
+
+# Of the programs that were just built, twice with one number and the next: tests install, upgrade and downgrade them.
+packages-for-tests: build $(PACKERS)
+	@packaging/package debug && KEEP_OTHERS=1 REVISION=2 packaging/package debug
+
+package: setup $(PACKERS) ## .deb and .rpm in target/package/dist, optimised and checked (some minutes)
+	@missing=$$(for p in lintian rpm rpmlint man-db; do dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "Installing from the distribution: $$(echo $$missing)"; \
+		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $$missing >/dev/null; fi
+	@packaging/package
+	@packaging/check-packages
+	@ls -l target/package/dist
 
 $(VENV)/ready: crates/cug-proto/tests/interop/setup
 	@crates/cug-proto/tests/interop/setup $(VENV)

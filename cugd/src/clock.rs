@@ -34,3 +34,8 @@ pub fn jitter() -> u32 {
 pub fn timer() -> tokio::time::Instant {
     tokio::time::Instant::now()
 }
+
+/// The point in time from which a blocking wait counts.
+pub fn instant() -> std::time::Instant {
+    std::time::Instant::now()
+}

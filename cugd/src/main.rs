@@ -17,12 +17,15 @@ struct Arguments {
     config: PathBuf,
 }
 
+/// EX_CONFIG of sysexits.h: the unit does not try again (`RestartPreventExitStatus`), for the file would be the same.
+const BAD_CONFIGURATION: u8 = 78;
+
 fn main() -> ExitCode {
     match daemon::run(&Arguments::parse().config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("cugd cannot run: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<config::ConfigError>() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::FAILURE }
         }
     }
 }

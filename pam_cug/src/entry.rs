@@ -16,6 +16,10 @@ use pam::{
 };
 use std::ffi::CStr;
 
+/// What `cugctl doctor` looks for in the module's file; exported, so that no linker leaves it out.
+#[unsafe(no_mangle)]
+pub static PAM_CUG_VERSION: &str = concat!("pam_cug version ", env!("CARGO_PKG_VERSION"), "\0");
+
 struct PamCug;
 pam::pam_hooks!(PamCug);
 

@@ -7,6 +7,7 @@
 //! * [`office`]: pcscd and a reader.
 //! * [`terminal`]: a host with a card reader, `pcscd`, `cugd` and a PAM stack.
 //! * [`machine`]: a workstation with a distribution's own systemd, logind, login and PAM configuration.
+//! * [`installed`]: the same with the product from its packages.
 //! * [`card`]: cards and media, and the processes that play them.
 //! * [`login`]: a login through real libpam, step by step.
 //! * [`probe`]: who reaches whom, and what a host has left over.
@@ -25,6 +26,7 @@ pub mod accounts;
 pub mod capture;
 pub mod card;
 pub mod flow;
+pub mod installed;
 pub mod lan;
 pub mod login;
 pub mod machine;

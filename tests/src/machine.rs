@@ -23,7 +23,7 @@ use std::time::Duration;
 pub const SUITE: &str = "bookworm";
 
 /// Where the machine's files are on the host that carries it.
-const ROOT: &str = "/run/machine/root";
+pub(crate) const ROOT: &str = "/run/machine/root";
 
 /// How long a boot may take.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
@@ -40,6 +40,16 @@ pub struct Options<'a> {
     pub lines: &'a str,
     /// The kernel lets the machine have BPF programs.
     pub bpf: bool,
+}
+
+/// What a machine is made of.
+pub struct Setup {
+    /// The distribution's release.
+    pub suite: &'static str,
+    /// The kernel lets the machine have BPF programs.
+    pub bpf: bool,
+    /// Files and directories of this machine, and where they are seen there.
+    pub binds: Vec<(PathBuf, &'static str)>,
 }
 
 /// A machine that runs.
@@ -65,11 +75,28 @@ impl Machine {
     /// # Errors
     /// When the image is missing, or the machine does not come up.
     pub fn boot(lan: &Lan, logs: &Path, number: u8, trusts: &CaPin, options: &Options<'_>) -> anyhow::Result<Self> {
+        let binds = INSTALLED.iter().map(|(built, place)| Ok((paths::built(built)?, *place)));
+        let setup = Setup { suite: SUITE, bpf: options.bpf, binds: binds.collect::<anyhow::Result<_>>()? };
+        Self::boot_with(lan, logs, number, &setup, |space| install(space, trusts, options.lines))
+    }
+
+    /// Boots machine number `number` after `prepare` has put into its files what it needs beside accounts.
+    ///
+    /// # Errors
+    /// When the image is missing, or the machine does not come up.
+    pub fn boot_with(
+        lan: &Lan,
+        logs: &Path,
+        number: u8,
+        setup: &Setup,
+        prepare: impl FnOnce(&Space) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         let name = format!("machine{number}");
         let space = Space::new(&name, logs)?;
         let cable = lan.connect(&space, number)?;
-        files(&space)?;
-        install(&space, trusts, options.lines)?;
+        files(&space, setup.suite)?;
+        people(&space)?;
+        prepare(&space)?;
         static BOOTED: AtomicU32 = AtomicU32::new(0);
         let cgroup = format!("cug-{}-{}", std::process::id(), BOOTED.fetch_add(1, Ordering::Relaxed));
         let mut command = space.command(paths::built("rig")?)?;
@@ -77,11 +104,11 @@ impl Machine {
         command.args(["--register=no", "--keep-unit", "--console=interactive", "--link-journal=no"]);
         command.args(["--network-namespace-path=/proc/self/ns/net", "--bind=/dev/net/tun"]);
         command.args(["--capability=CAP_NET_ADMIN,CAP_BPF,CAP_SYS_RESOURCE,CAP_IPC_LOCK", "--machine", &name]);
-        if options.bpf {
+        if setup.bpf {
             command.arg("--system-call-filter=bpf");
         }
-        for (built, place) in INSTALLED {
-            command.arg(format!("--bind-ro={}:{place}", paths::built(built)?.display()));
+        for (built, place) in &setup.binds {
+            command.arg(format!("--bind-ro={}:{place}", built.display()));
         }
         command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("CGROUP", &cgroup);
         let mut console = Console::start(command, &name, &logs.join(format!("{name}.console.log")))?;
@@ -231,8 +258,8 @@ const INSTALLED: [(&str, &str); 4] = [
     ("libcug_ifd.so", "/usr/lib/cug-test/libcug_ifd.so"),
 ];
 
-fn files(space: &Space) -> anyhow::Result<()> {
-    let image = image()?;
+fn files(space: &Space, suite: &str) -> anyhow::Result<()> {
+    let image = image(suite)?;
     let make = format!(
         "mkdir /run/machine && mount -t tmpfs -o mode=755 machine /run/machine && mkdir /run/machine/upper /run/machine/work {ROOT} && \
          mount -t overlay -o lowerdir={},upperdir=/run/machine/upper,workdir=/run/machine/work machine {ROOT}",
@@ -242,23 +269,16 @@ fn files(space: &Space) -> anyhow::Result<()> {
 }
 
 /// The image, made by `make image`.
-fn image() -> anyhow::Result<PathBuf> {
-    let image = paths::programs().parent().context("no target directory")?.join("images").join(SUITE);
+fn image(suite: &str) -> anyhow::Result<PathBuf> {
+    let image = paths::programs().parent().context("no target directory")?.join("images").join(suite);
     ensure!(image.join("etc/os-release").exists(), "{} is missing; make it with `make image`", image.display());
     Ok(image)
 }
 
-fn install(space: &Space, trusts: &CaPin, lines: &str) -> anyhow::Result<()> {
+/// Root, a local user and the members, with a screen and a keyboard that a program can use, and one reader.
+fn people(space: &Space) -> anyhow::Result<()> {
     let write = |path: &str, content: &str, mode| space.write(&format!("{ROOT}{path}"), content, mode);
     let read = |path: &str| fs::read_to_string(space.path(format!("{ROOT}{path}"))).with_context(|| path.to_owned());
-    let shipped = |path: &str| {
-        fs::read_to_string(paths::workspace().join("packaging").join(path)).with_context(|| path.to_owned())
-    };
-    let chroot = |program: &str, args: &[&str]| -> anyhow::Result<()> {
-        let mut all = vec![ROOT, program];
-        all.extend(args);
-        space.run("chroot", &all)?.ok().map(drop).with_context(|| program.to_owned())
-    };
     let (mut passwd, mut group, mut shadow) = (read("/etc/passwd")?, read("/etc/group")?, read("/etc/shadow")?);
     shadow = shadow.replace("root:*:", &format!("root:{}:", accounts::ROOT_HASH));
     for (name, number) in std::iter::once(accounts::LOCAL_USER.0).chain(accounts::USERS).zip(FIRST_UID..) {
@@ -274,6 +294,8 @@ fn install(space: &Space, trusts: &CaPin, lines: &str) -> anyhow::Result<()> {
     write("/etc/group", &group, 0o644)?;
     write("/etc/shadow", &shadow, 0o640)?;
     write("/etc/hostname", &format!("{}\n", space.name()), 0o644)?;
+    // An installer makes it; without it members have no names.
+    write("/etc/hosts", &format!("127.0.0.1 localhost\n127.0.1.1 {}\n", space.name()), 0o644)?;
     // A screen that is read by a program.
     write("/etc/issue", "\n", 0o644)?;
     write("/etc/motd", "", 0o644)?;
@@ -282,7 +304,19 @@ fn install(space: &Space, trusts: &CaPin, lines: &str) -> anyhow::Result<()> {
     write("/root/.bashrc", "PS1='# '\n", 0o644)?;
 
     let driver = Path::new("/usr/lib/cug-test/libcug_ifd.so");
-    write("/etc/reader.conf.d/cug", &cug_cards::rig::reader_conf(driver, &[PathBuf::from(office::READER)]), 0o644)?;
+    write("/etc/reader.conf.d/cug", &cug_cards::rig::reader_conf(driver, &[PathBuf::from(office::READER)]), 0o644)
+}
+
+fn install(space: &Space, trusts: &CaPin, lines: &str) -> anyhow::Result<()> {
+    let write = |path: &str, content: &str, mode| space.write(&format!("{ROOT}{path}"), content, mode);
+    let shipped = |path: &str| {
+        fs::read_to_string(paths::workspace().join("packaging").join(path)).with_context(|| path.to_owned())
+    };
+    let chroot = |program: &str, args: &[&str]| -> anyhow::Result<()> {
+        let mut all = vec![ROOT, program];
+        all.extend(args);
+        space.run("chroot", &all)?.ok().map(drop).with_context(|| program.to_owned())
+    };
     let pin: String = trusts.iter().map(|byte| format!("{byte:02x}")).collect();
     let server = format!("servers = [\"{}\"]\nca-pins = [\"{pin}\"]\n{lines}\n", ServerHost::address());
     write("/etc/cug/cugd.toml", &server, 0o644)?;

@@ -1,9 +1,11 @@
 //! `cugctl`, the user's command: asks the daemon and shows the answer, as text or as JSON.
 //!
 //! Exit status: 0 when there was an answer; of `status` 3 when something is not as it should be, which the answer then says; 1 when there was no answer;
-//! 2 when the command line was wrong.
+//! 2 when the command line was wrong. `doctor` too ends with 3 when something is not as it should be.
 
 mod connection;
+mod doctor;
+mod manual;
 mod notify;
 mod peers;
 mod status;
@@ -51,6 +53,14 @@ enum Command {
     Notify,
     /// Set your password and enrol your card, with the one-time code from the administrator.
     Enrol(Box<enrol::Arguments>),
+    /// Looks whether this workstation is ready for logins, and says what to do where it is not. As root it sees more. Exit status 0: nothing is
+    /// wrong; 3: something is.
+    Doctor,
+    /// Print a script that completes this command's arguments in the shell
+    Completions(manual::Completions),
+    /// Write the manual pages to a directory
+    #[command(hide = true)]
+    Man(manual::Man),
 }
 
 /// No answer to show.
@@ -80,6 +90,9 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         Command::Watch => Connection::open(&arguments.socket).and_then(|daemon| watch::run(daemon, arguments.json)),
         Command::Notify => notify::run(&arguments.socket),
         Command::Enrol(enrolment) => return enrol::run(&arguments.socket, enrolment),
+        Command::Doctor => doctor::run(&arguments.socket, arguments.json),
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run(),
     };
     match result {
         Ok(code) => code,
