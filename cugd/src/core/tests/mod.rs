@@ -1,8 +1,10 @@
 //! The core against a world of doubles that checks every action.
 
+mod desk;
 mod follow;
 mod herd;
 mod policies;
 mod random;
 mod stories;
+mod unlock;
 mod world;
