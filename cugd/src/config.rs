@@ -11,6 +11,7 @@ use cug_proto::{DEFAULT_SERVER_PORT, local::SOCKET_PATH, trust::CaPin};
 use serde::Deserialize;
 
 use crate::{
+    core::Removal,
     guard::GuardChoice,
     names::{NamesChoice, zone::Suffix},
     tunnel::BackendChoice,
@@ -53,6 +54,10 @@ pub struct Config {
     pub names_suffix: Option<Suffix>,
     /// `names`: who is to know them.
     pub names: NamesChoice,
+    /// `removal`: what becomes of the OS sessions when the card is gone.
+    pub removal: Removal,
+    /// `removal-grace-seconds`: how long the card may be back before that. The tunnel is gone at once in any case.
+    pub removal_grace: Duration,
 }
 
 /// The configuration cannot be used.
@@ -126,6 +131,10 @@ struct Raw {
     names_suffix: String,
     #[serde(default = "default_backend")]
     names: String,
+    #[serde(default = "default_removal")]
+    removal: String,
+    #[serde(default)]
+    removal_grace_seconds: u64,
 }
 
 fn default_ports() -> String {
@@ -150,6 +159,10 @@ fn default_server_timeout() -> u64 {
 
 fn default_suffix() -> String {
     "cug".to_owned()
+}
+
+fn default_removal() -> String {
+    "disconnect".to_owned()
 }
 
 fn default_grant() -> u64 {
@@ -195,6 +208,8 @@ impl Config {
             guard: guard(&raw.guard).map_err(wrong("guard"))?,
             names_suffix: suffix(&raw.names_suffix).map_err(wrong("names-suffix"))?,
             names: names(&raw.names).map_err(wrong("names"))?,
+            removal: removal(&raw.removal).map_err(wrong("removal"))?,
+            removal_grace: seconds(raw.removal_grace_seconds, 0..=120).map_err(wrong("removal-grace-seconds"))?,
         })
     }
 }
@@ -281,6 +296,15 @@ fn names(text: &str) -> Result<NamesChoice, String> {
     }
 }
 
+fn removal(text: &str) -> Result<Removal, String> {
+    match text {
+        "disconnect" => Ok(Removal::Disconnect),
+        "lock" => Ok(Removal::Lock),
+        "logout" => Ok(Removal::Logout),
+        _ => Err(format!("\"{text}\" is none of \"disconnect\", \"lock\", \"logout\"")),
+    }
+}
+
 fn absolute(path: PathBuf) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err(format!("\"{}\" is not an absolute path", path.display())) }
 }
@@ -348,6 +372,8 @@ mod tests {
             ("servers = [\"a\"]\nexempt = [\"@\"]", "exempt"),
             ("servers = [\"a\"]\nnames-suffix = \"x.local\"", "names-suffix"),
             ("servers = [\"a\"]\nnames = \"dnsmasq\"", "names"),
+            ("servers = [\"a\"]\nremoval = \"shutdown\"", "removal"),
+            ("servers = [\"a\"]\nremoval-grace-seconds = 121", "removal-grace-seconds"),
             ("servers = [\"a\"]\nsevrers = 1", "sevrers"),
             ("servers = 3", "servers"),
             ("", "servers"),

@@ -23,6 +23,7 @@ use crate::{
     hardening, host,
     leaders::Leaders,
     link::TlsLinks,
+    logind::Logind,
     names::{self, Names},
     socket::Listener,
     tunnel::{self, Backend},
@@ -75,12 +76,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         State::new(settings(&config, backend, guard.layers())?).following(config.names_suffix.clone(), clock::now()),
         WgTunnels::new(events.clone(), backend, config.listen_ports.clone(), guard, config.servers.clone()),
         TlsLinks::new(events.clone(), config.server_timeout),
-        CardWatches::new(events.clone()),
+        CardWatches::new(events.clone(), config.readers.clone(), config.media.clone()),
         Leaders::new(events.clone()),
     );
     driver.names = names.unwrap_or_else(Names::off);
+    let logind = Logind::start(events.clone());
+    driver.logind = logind.clone();
     let network = tokio::spawn(addresses::monitor(events));
-    let server = tokio::spawn(listener.serve(asks, host::account));
+    let server = tokio::spawn(listener.serve(asks, host::account, logind));
     tracing::info!(socket = %config.socket.display(), ?backend, "ready");
     let _no_service_manager = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
@@ -116,6 +119,8 @@ fn settings(config: &Config, backend: Backend, layers: Layers) -> anyhow::Result
             Backend::Embedded => "embedded".to_owned(),
         },
         guard: layers.name().to_owned(),
+        removal: config.removal,
+        removal_grace: config.removal_grace,
     })
 }
 

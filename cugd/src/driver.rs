@@ -18,10 +18,11 @@ use tokio::{
 
 use crate::{
     clock,
-    core::{Action, Event, GroupView, Leader, Request, State, Token, TunnelEvent, Viewer, step},
+    core::{Action, Event, GroupView, Leader, OsSession, Request, State, Token, TunnelEvent, Viewer, step},
     keys,
     leaders::Leaders,
     link::Links,
+    logind::Logind,
     names::{self, Names},
     tunnel::memory::scrub_stack,
     tunnels::{Order, Tunnels},
@@ -45,6 +46,10 @@ pub struct Ask {
     pub viewer: Viewer,
     /// User ID of the account that an `Open` is for; `None` without such an account, and for root's.
     pub account: Option<u32>,
+    /// The OS session that the asking process of an `Open` belongs to.
+    pub os: OsSession,
+    /// Set for a user's own process, which may ask less: its user ID.
+    pub user: Option<u32>,
     /// For the answer.
     pub answer: oneshot::Sender<Reply>,
     /// For what happens after the answer to `Watch`.
@@ -65,6 +70,8 @@ pub struct Driver<T, L, W> {
     pub leaders: Leaders,
     /// Names of the members.
     pub names: Names,
+    /// logind.
+    pub logind: Logind,
     watchers: Watchers,
     waiting: HashMap<Token, oneshot::Sender<Reply>>,
     tokens: u64,
@@ -80,6 +87,7 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             watches,
             leaders,
             names: Names::off(),
+            logind: Logind::off(),
             watchers: Watchers::default(),
             waiting: HashMap::new(),
             tokens: 0,
@@ -127,16 +135,25 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
         };
         let request = match (ask.request, leader) {
             (local::Request::Prepare(prepare), _) => match keys::fresh() {
-                Ok(keys) => Request::Prepare(prepare, keys),
+                Ok(keys) => match ask.user {
+                    None => Request::Prepare(prepare, keys),
+                    Some(uid) => Request::PrepareUnlock(uid, prepare, keys),
+                },
                 Err(error) => {
                     tracing::error!(%error, "no keys for a login");
                     return refuse(ask.answer, Refusal::Busy);
                 }
             },
-            (local::Request::Deliver(deliver), _) => Request::Deliver(Box::new(deliver)),
-            (local::Request::Cancel(offer), _) => Request::Cancel(offer),
+            (local::Request::Deliver(deliver), _) => match ask.user {
+                None => Request::Deliver(Box::new(deliver)),
+                Some(uid) => Request::DeliverUnlock(uid, Box::new(deliver)),
+            },
+            (local::Request::Cancel(offer), _) => match ask.user {
+                None => Request::Cancel(offer),
+                Some(uid) => Request::CancelUnlock(uid, offer),
+            },
             (local::Request::Open(open), Some(leader)) => match ask.account {
-                Some(uid) => Request::Open(open, leader, uid),
+                Some(uid) => Request::Open(open, leader, uid, ask.os),
                 None => {
                     tracing::error!(user = %open.user, "no account of that name here, or it is root's: nobody to whom a tunnel could belong");
                     return refuse(ask.answer, Refusal::TunnelFailed);
@@ -206,6 +223,11 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             Action::Reach { number, group, peers } => self.tunnels.order(number, Order::Reach(group, peers)),
             Action::Look { number, group } => self.tunnels.order(number, Order::Look(group)),
             Action::Names { number, group, zone } => self.names.set((number, group), zone),
+            Action::AwaitCard { number, fingerprint, taken, within } => {
+                self.watches.find(number, fingerprint, taken, within)
+            }
+            Action::Desk { deed, sessions } => self.logind.act(deed, sessions),
+            Action::LetGo => self.logind.let_go(),
             Action::Tell(notice) => self.watchers.tell(&notice),
             Action::Log { level, text } => log(level, &text),
             Action::Exit => return true,

@@ -1,7 +1,7 @@
 //! The terminal's daemon.
 //!
 //! [`core`] decides, the other modules act: [`socket`] lets the login module and `cugctl` ask, [`link`] speaks to the management server,
-//! [`watch`] and [`leaders`] notice when a card or a process is gone, [`addresses`] when the network changes, [`tunnels`] makes the interfaces (through [`tunnel`]),
+//! [`watch`] and [`leaders`] notice when a card or a process is gone, [`logind`] when an OS session is over or the machine sleeps, [`addresses`] when the network changes, [`tunnels`] makes the interfaces (through [`tunnel`]),
 //! [`guard`] keeps them to their owners, [`teardown`] looks whether all is gone. [`driver`] is
 //! the one loop between them, [`daemon`] puts it together. [`ctl`] is the user's command.
 
@@ -19,6 +19,7 @@ pub mod host;
 pub mod keys;
 pub mod leaders;
 pub mod link;
+pub mod logind;
 pub mod names;
 pub mod notify;
 pub mod permit;

@@ -42,6 +42,7 @@ pub fn note(notice: &Notice) -> Option<Note> {
                 (SessionEnd::TunnelFailed, _) => {
                     "The tunnel failed. Log in again, or ask the administrator.".to_owned()
                 }
+                (SessionEnd::Slept, _) => "The computer slept. Unlock with card and password to come back.".to_owned(),
                 (SessionEnd::Stopped, _) => "The VPN service was stopped.".to_owned(),
                 (SessionEnd::LoggedOut | SessionEnd::Replaced, _) => return None,
             };

@@ -2,23 +2,42 @@
 
 use cug_proto::local::{Refusal, Request};
 
-/// Whether a caller with this user ID may ask this.
+/// As whom a caller is heard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Caller {
+    /// Root: the login module in a login program.
+    System,
+    /// A user's own process.
+    User(u32),
+}
+
+impl Caller {
+    /// By the user ID that the kernel gives.
+    pub fn of(uid: u32) -> Self {
+        if uid == 0 { Self::System } else { Self::User(uid) }
+    }
+}
+
+/// Whether this caller may ask this. `account` is the user ID of the account that a `Prepare` is for.
 ///
 /// | request | root | others |
 /// |---|---|---|
-/// | `Prepare`, `Deliver`, `Cancel`, `Open`, `Close` | yes | no |
+/// | `Open`, `Close` | yes | no |
+/// | `Prepare` | yes | for their own account: a check of card and password, or unlocking a session of theirs |
+/// | `Deliver`, `Cancel` | yes | of their own offers, as the core knows them |
 /// | `Status`, `Peers`, `Watch` | yes, of everybody | yes, of their own sessions |
 /// | `Servers` | yes | yes |
 ///
 /// # Errors
 /// [`Refusal::NotPermitted`]
-pub fn check(uid: u32, request: &Request) -> Result<(), Refusal> {
-    match request {
-        Request::Status | Request::Peers | Request::Servers | Request::Watch => Ok(()),
-        Request::Prepare(_) | Request::Deliver(_) | Request::Cancel(_) | Request::Open(_) | Request::Close(_) => {
-            if uid == 0 { Ok(()) } else { Err(Refusal::NotPermitted) }
-        }
-    }
+pub fn check(caller: Caller, request: &Request, account: Option<u32>) -> Result<(), Refusal> {
+    let permitted = match (request, caller) {
+        (Request::Status | Request::Peers | Request::Servers | Request::Watch, _) | (_, Caller::System) => true,
+        (Request::Prepare(_), Caller::User(uid)) => account == Some(uid),
+        (Request::Deliver(_) | Request::Cancel(_), Caller::User(_)) => true,
+        (Request::Open(_) | Request::Close(_), Caller::User(_)) => false,
+    };
+    if permitted { Ok(()) } else { Err(Refusal::NotPermitted) }
 }
 
 #[cfg(test)]
@@ -26,24 +45,36 @@ mod tests {
     use super::*;
     use cug_proto::local::{LOCAL_VERSION, Open, Prepare};
 
+    fn user() -> cug_proto::id::UserId {
+        "USER-A".parse().unwrap()
+    }
+
     #[test]
-    fn only_root_may_change_anything() {
-        let user = || "USER-A".parse().unwrap();
-        let changing = [
-            Request::Prepare(Prepare { version: LOCAL_VERSION, user: user(), service: "login".into() }),
-            Request::Cancel([0; 16]),
+    fn only_root_opens_and_closes() {
+        for request in [
             Request::Open(Open { user: user(), service: "login".into(), tty: String::new(), holds: true }),
             Request::Close(user()),
-        ];
-        for request in changing {
-            assert_eq!(check(0, &request), Ok(()));
-            assert_eq!(check(1000, &request), Err(Refusal::NotPermitted));
-            assert_eq!(check(u32::MAX, &request), Err(Refusal::NotPermitted));
+        ] {
+            assert_eq!(check(Caller::of(0), &request, None), Ok(()));
+            for uid in [1000, u32::MAX] {
+                assert_eq!(check(Caller::of(uid), &request, Some(uid)), Err(Refusal::NotPermitted));
+            }
         }
         for uid in [0, 1000] {
-            assert_eq!(check(uid, &Request::Status), Ok(()));
-            assert_eq!(check(uid, &Request::Peers), Ok(()));
-            assert_eq!(check(uid, &Request::Servers), Ok(()));
+            for request in [Request::Status, Request::Peers, Request::Servers, Request::Watch, Request::Cancel([0; 16])]
+            {
+                assert_eq!(check(Caller::of(uid), &request, None), Ok(()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_user_prepares_for_their_own_account_only() {
+        let request = Request::Prepare(Prepare { version: LOCAL_VERSION, user: user(), service: "swaylock".into() });
+        assert_eq!(check(Caller::of(0), &request, None), Ok(()));
+        assert_eq!(check(Caller::of(1000), &request, Some(1000)), Ok(()));
+        for account in [None, Some(1001), Some(0)] {
+            assert_eq!(check(Caller::of(1000), &request, account), Err(Refusal::NotPermitted));
         }
     }
 }

@@ -25,7 +25,13 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use crate::{core::Viewer, driver::Ask, permit, pidfd, watchers};
+use crate::{
+    core::{OsSession, Viewer},
+    driver::Ask,
+    logind::Logind,
+    permit::{self, Caller},
+    pidfd, watchers,
+};
 
 /// Most connections of root at a time: one login each, or two.
 const MAX_ROOT: usize = 256;
@@ -106,11 +112,11 @@ impl Listener {
 
     /// Accepts for ever; each connection is a task of its own.
     /// `accounts` finds the user ID to which a user's tunnel would belong; it may block.
-    pub async fn serve(self, asks: mpsc::Sender<Ask>, accounts: fn(&UserId) -> Option<u32>) {
+    pub async fn serve(self, asks: mpsc::Sender<Ask>, accounts: fn(&UserId) -> Option<u32>, logind: Logind) {
         let places = Places::default();
         loop {
             match self.socket.accept().await {
-                Ok((stream, _)) => accept(stream, &places, &asks, accounts),
+                Ok((stream, _)) => accept(stream, &places, &asks, accounts, &logind),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     sleep(Duration::from_millis(100)).await;
@@ -133,15 +139,21 @@ fn prepare_directory(directory: &Path) -> Result<(), SocketError> {
     if safe { Ok(()) } else { Err(SocketError::UnsafeDirectory(directory.to_owned())) }
 }
 
-fn accept(stream: UnixStream, places: &Places, asks: &mpsc::Sender<Ask>, accounts: fn(&UserId) -> Option<u32>) {
+fn accept(
+    stream: UnixStream,
+    places: &Places,
+    asks: &mpsc::Sender<Ask>,
+    accounts: fn(&UserId) -> Option<u32>,
+    logind: &Logind,
+) {
     let Ok(credentials) = stream.peer_cred() else { return };
     let uid = credentials.uid();
     let Some(place) = places.take(uid) else {
         tracing::warn!(uid, "too many connections of one user; one is closed");
         return;
     };
-    let client =
-        Client { uid, pid: credentials.pid().and_then(|pid| u32::try_from(pid).ok()), asks: asks.clone(), accounts };
+    let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
+    let client = Client { uid, pid, asks: asks.clone(), accounts, logind: logind.clone() };
     tokio::spawn(async move {
         let _held_until_the_end = place;
         client.serve(stream).await;
@@ -187,12 +199,13 @@ struct Client {
     pid: Option<u32>,
     asks: mpsc::Sender<Ask>,
     accounts: fn(&UserId) -> Option<u32>,
+    logind: Logind,
 }
 
 impl Client {
     /// Requests in turn, until one is not understood, not permitted, or late.
     async fn serve(self, mut stream: UnixStream) {
-        // A grant of many groups is large, and only root delivers one.
+        // A grant of many groups is large; others than root deliver one without its groups.
         let (idle, max) = if self.uid == 0 { (IDLE_ROOT, MAX_SESSION) } else { (IDLE_OTHER, MAX_LOGIN) };
         while let Some(body) = read(&mut stream, idle, max).await {
             let (watch, notices) = mpsc::channel(watchers::QUEUE);
@@ -231,18 +244,31 @@ impl Client {
     /// An error ends the connection after it was told; a refusal by the core does not.
     async fn answer(&self, body: &[u8], watch: mpsc::Sender<Notice>) -> Result<Reply, Refusal> {
         let request: Request = frame::decode(body).map_err(|_| Refusal::Malformed)?;
-        permit::check(self.uid, &request)
+        let caller = Caller::of(self.uid);
+        let account = match (&request, caller) {
+            (Request::Open(open), Caller::System) => self.account(open.user.clone()).await,
+            (Request::Prepare(prepare), Caller::User(_)) => self.account(prepare.user.clone()).await,
+            _ => None,
+        };
+        permit::check(caller, &request, account)
             .inspect_err(|_| tracing::warn!(uid = self.uid, "a request was not permitted"))?;
         let (answer, reply) = oneshot::channel();
         let viewer = self.viewer(&request).await;
-        let account = match &request {
-            Request::Open(open) => self.account(open.user.clone()).await,
-            _ => None,
+        let user = match caller {
+            Caller::System => None,
+            Caller::User(uid) => Some(uid),
         };
         // Held afresh for each request: a connection may be handed on to a child process after its leader's end.
         let caller = self.pid.and_then(|pid| pidfd::hold(pid).ok());
+        let os = match (&request, &caller) {
+            // The process is held, so its number is not another's meanwhile.
+            (Request::Open(_), Some((leader, _))) => self.logind.session_of(leader.pid).await,
+            _ => OsSession::Unknown,
+        };
         let watch = matches!(request, Request::Watch).then_some(watch);
-        self.asks.try_send(Ask { request, caller, viewer, account, answer, watch }).map_err(|_| Refusal::Busy)?;
+        self.asks
+            .try_send(Ask { request, caller, viewer, account, os, user, answer, watch })
+            .map_err(|_| Refusal::Busy)?;
         match timeout(ANSWER_TIME, reply).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) | Err(_) => Err(Refusal::Busy),

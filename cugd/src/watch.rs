@@ -5,25 +5,33 @@ use std::{
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
+    time::Duration,
 };
 
-use cug_card::Canceller;
-use cug_proto::local::CardBinding;
+use cug_card::{Canceller, Selection};
+use cug_proto::{local::CardBinding, message::Fingerprint};
 use tokio::sync::mpsc;
 
-use crate::core::{Event, Number, WatchEvent};
+use crate::{
+    clock,
+    core::{Event, Number, WatchEvent},
+};
 
 /// Watches cards. Calls return at once; what happens comes as events.
 pub trait Watches {
     /// Begins to watch `card`. `Started` or `Ended` follows.
     fn start(&mut self, number: Number, card: CardBinding);
-    /// Stops, if it is watched.
+    /// Looks for a card that was here before, beside those in `taken`, for as long as `within`. `Back` or `Ended` follows.
+    fn find(&mut self, number: Number, fingerprint: Fingerprint, taken: Vec<String>, within: Duration);
+    /// Stops, if it is watched or looked for.
     fn stop(&mut self, number: Number);
 }
 
 /// Watches by `cug-card`.
 pub struct CardWatches {
     events: mpsc::Sender<Event>,
+    readers: Vec<String>,
+    media: Vec<String>,
     running: HashMap<Number, Arc<Mutex<Slot>>>,
 }
 
@@ -35,14 +43,13 @@ enum Slot {
 }
 
 impl CardWatches {
-    /// Reports to `events`.
-    pub fn new(events: mpsc::Sender<Event>) -> Self {
-        Self { events, running: HashMap::new() }
+    /// Reports to `events`; looks for cards in these readers and media.
+    pub fn new(events: mpsc::Sender<Event>, readers: Vec<String>, media: Vec<String>) -> Self {
+        Self { events, readers, media, running: HashMap::new() }
     }
-}
 
-impl Watches for CardWatches {
-    fn start(&mut self, number: Number, card: CardBinding) {
+    /// A thread for `work`, which may be stopped by its slot.
+    fn spawn(&mut self, number: Number, work: impl FnOnce(&Mutex<Slot>, &dyn Fn(WatchEvent)) + Send + 'static) {
         let slot = Arc::new(Mutex::new(Slot::Starting));
         self.running.insert(number, slot.clone());
         let events = self.events.clone();
@@ -53,11 +60,33 @@ impl Watches for CardWatches {
             }
         };
         let started: io::Result<_> =
-            thread::Builder::new().name("card watch".to_owned()).spawn(move || run(&card, &slot, tell));
+            thread::Builder::new().name("card watch".to_owned()).spawn(move || work(&slot, &tell));
         if let Err(error) = started {
             let event = WatchEvent::Ended(format!("no thread for the card's watch: {error}"));
             tokio::spawn(async move { events.send(Event::Watch { number, event }).await });
         }
+    }
+}
+
+impl Watches for CardWatches {
+    fn start(&mut self, number: Number, card: CardBinding) {
+        self.spawn(number, move |slot, tell| run(&card, slot, tell));
+    }
+
+    fn find(&mut self, number: Number, fingerprint: Fingerprint, taken: Vec<String>, within: Duration) {
+        let selection = Selection { readers: self.readers.clone(), media: self.media.clone(), taken };
+        self.spawn(number, move |slot, tell| {
+            let found = cug_card::find_again(&selection, &fingerprint, clock::timer().into_std() + within, || {
+                clock::timer().into_std()
+            });
+            if matches!(*lock(slot), Slot::Stopped) {
+                return;
+            }
+            tell(match found {
+                Ok(card) => WatchEvent::Back(card.binding()),
+                Err(error) => WatchEvent::Ended(error.to_string()),
+            });
+        });
     }
 
     fn stop(&mut self, number: Number) {
@@ -70,7 +99,7 @@ impl Watches for CardWatches {
     }
 }
 
-fn run(card: &CardBinding, slot: &Mutex<Slot>, tell: impl Fn(WatchEvent)) {
+fn run(card: &CardBinding, slot: &Mutex<Slot>, tell: &dyn Fn(WatchEvent)) {
     let mut watch = match cug_card::watch(card) {
         Ok(watch) => watch,
         Err(error) => return tell(WatchEvent::Ended(error.to_string())),

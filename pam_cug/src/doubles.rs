@@ -150,6 +150,7 @@ pub fn offer(purpose: Purpose) -> Offer {
         media: vec![],
         ca_pins: vec![[0; 32].into(), (*server_object().ca_pin()).into()],
         taken: vec![],
+        without_groups: false,
     }
 }
 

@@ -105,7 +105,11 @@ pub fn deliver_and_acknowledge(
     granted: Granted,
     mut line: Line<'_>,
 ) -> Result<(), Failure> {
-    let (grant, state, ack) = granted.acknowledge().map_err(Failure::Protocol)?;
+    let (mut grant, state, ack) = granted.acknowledge().map_err(Failure::Protocol)?;
+    if offer.offer.without_groups {
+        // This process is the user's; the keys of the groups are not for it, and cugd would not take them from it.
+        grant.groups.clear();
+    }
     let request = Request::Deliver(Deliver {
         offer: offer.offer.id,
         grant,

@@ -79,7 +79,12 @@ fn only_after_a_login(why: Refusal) -> bool {
         Refusal::UnknownOffer | Refusal::CardGone | Refusal::TunnelFailed | Refusal::ServerAway | Refusal::Ended => {
             true
         }
-        Refusal::NotPermitted | Refusal::Version | Refusal::Busy | Refusal::Malformed | Refusal::ForeignCard => false,
+        Refusal::NotPermitted
+        | Refusal::Version
+        | Refusal::Busy
+        | Refusal::Malformed
+        | Refusal::ForeignCard
+        | Refusal::NoDesk => false,
     }
 }
 

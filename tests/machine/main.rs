@@ -1,6 +1,7 @@
 //! The product on a distribution's own workstation: real systemd, logind, login, sshd, su and sudo, and the PAM profile that is shipped.
 
 mod console;
+mod desk;
 mod installed;
 mod programs;
 mod scene;

@@ -33,7 +33,12 @@ impl Scene {
 
     /// The same with more lines in the machine's cugd.toml, and with or without BPF.
     pub fn with(logs: &Path, lines: &str, bpf: bool) -> anyhow::Result<Self> {
-        let world = World::new(logs, 1)?;
+        Self::with_server(logs, lines, bpf, "")
+    }
+
+    /// The same with more lines in the server's configuration.
+    pub fn with_server(logs: &Path, lines: &str, bpf: bool, server: &str) -> anyhow::Result<Self> {
+        let world = World::with_config(logs, 1, server)?;
         let (card, other_card) = (world.card("USER-A")?, world.card("USER-B")?);
         let terminal = world.terminal(1);
         let _other_card = terminal.insert(other_card)?;

@@ -7,6 +7,7 @@ use crate::{
     reader::{ReaderCard, Seat},
     watch::{Interrupt, media::Arrival},
 };
+use cug_proto::message::Fingerprint;
 use pcsc::{Context, PNP_NOTIFICATION, ReaderState, Scope, State};
 use std::{
     path::{Path, PathBuf},
@@ -28,6 +29,29 @@ pub fn find(
     now: impl Fn() -> Instant,
     on_wait: &mut dyn FnMut(),
 ) -> Result<Box<dyn Card>, CardError> {
+    search(selection, None, deadline, now, on_wait)
+}
+
+/// As [`find`], for one certain card: others are passed over. The card is known by its public objects; nothing proves yet that it has the key.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_again(
+    selection: &Selection,
+    card: &Fingerprint,
+    deadline: Instant,
+    now: impl Fn() -> Instant,
+) -> Result<Box<dyn Card>, CardError> {
+    search(selection, Some(card), deadline, now, &mut || {})
+}
+
+fn search(
+    selection: &Selection,
+    wanted: Option<&Fingerprint>,
+    deadline: Instant,
+    now: impl Fn() -> Instant,
+    on_wait: &mut dyn FnMut(),
+) -> Result<Box<dyn Card>, CardError> {
     pcsc_env::check()?;
     let context = match Context::establish(Scope::System) {
         Ok(context) => Some(context),
@@ -37,7 +61,7 @@ pub fn find(
             None
         }
     };
-    let mut search = Search::new(selection, context);
+    let mut search = Search::new(selection, wanted, context);
     let mut told = false;
     loop {
         // Set up before looking, so that nothing comes unseen between looking and waiting.
@@ -59,6 +83,8 @@ pub fn find(
 
 struct Search<'a> {
     selection: &'a Selection,
+    /// No other card than this.
+    wanted: Option<&'a Fingerprint>,
     context: Option<Context>,
     /// The notification of new readers first, then the readers, as last seen.
     states: Vec<ReaderState>,
@@ -69,9 +95,9 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(selection: &'a Selection, context: Option<Context>) -> Self {
+    fn new(selection: &'a Selection, wanted: Option<&'a Fingerprint>, context: Option<Context>) -> Self {
         let states = vec![ReaderState::new(PNP_NOTIFICATION(), State::UNAWARE)];
-        Self { selection, context, states, rejected: Vec::new(), medium_error: None, busy: false }
+        Self { selection, wanted, context, states, rejected: Vec::new(), medium_error: None, busy: false }
     }
 
     /// One look at everything.
@@ -100,6 +126,7 @@ impl<'a> Search<'a> {
                 continue;
             }
             match ReaderCard::open(&context, seat.clone()) {
+                Ok(card) if self.is_other(&card) => self.rejected.push((seat, CardError::NoCard)),
                 Ok(card) => found.push((rank, Box::new(card))),
                 Err(CardError::Busy) => self.busy = true,
                 // It went while it was read; PC/SC will tell what comes next.
@@ -112,6 +139,10 @@ impl<'a> Search<'a> {
             }
         }
         Ok(preferred(found))
+    }
+
+    fn is_other(&self, card: &dyn Card) -> bool {
+        self.wanted.is_some_and(|wanted| wanted != card.fingerprint())
     }
 
     /// Which of the configured prefixes, or `None` when the reader is not selected.
@@ -170,6 +201,7 @@ impl<'a> Search<'a> {
             }
             seen.push(here);
             match MediumCard::open(&directory) {
+                Ok(card) if self.is_other(&card) => {}
                 Ok(card) => found.push((rank, Box::new(card))),
                 Err(error) => {
                     tracing::debug!(?directory, ?error, "not this medium");

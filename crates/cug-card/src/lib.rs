@@ -30,7 +30,7 @@ pub mod watch;
 
 pub use cug_proto::local::CardBinding;
 pub use error::CardError;
-pub use find::find;
+pub use find::{find, find_again};
 pub use watch::{Canceller, RemovalCause, Watch, watch};
 
 use cug_proto::{

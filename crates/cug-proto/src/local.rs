@@ -1,8 +1,9 @@
 //! What the PAM module and `cugctl` say to `cugd` over `/run/cugd/cugd.sock`.
 //!
 //! Frames as in [`crate::frame`], at most [`crate::frame::MAX_SESSION`]; requests by others than root at most [`crate::frame::MAX_LOGIN`]. One request, one
-//! reply, several in turn on a connection. The kernel says who asks (SO_PEERCRED): root may ask everything, another user only `Status`, `Peers`, `Servers` and `Watch`, and hears only of
-//! their own sessions.
+//! reply, several in turn on a connection. The kernel says who asks (SO_PEERCRED): root may ask everything; another user `Status`, `Peers`, `Servers` and `Watch`, and hears only of
+//! their own sessions; and, for screen lockers, `Prepare` for their own account, and `Deliver` and `Cancel` of their own offers. Such a delivery has
+//! no groups ([`Offer::without_groups`]) and counts only for an own session that is suspended.
 //!
 //! | request | reply | when |
 //! |---|---|---|
@@ -180,6 +181,10 @@ pub enum Refusal {
     #[error("this card is not of this organisation")]
     #[n(9)]
     ForeignCard,
+    /// The OS session is a greeter's, a lock screen's or a job's: nobody works in it.
+    #[error("the closed group is opened for people's sessions only, and this is not one")]
+    #[n(20)]
+    NoDesk,
 }
 
 /// A login begins.
@@ -241,6 +246,10 @@ pub struct Offer {
     /// Readers by full name, and directories, where the cards of other people's sessions are: not to be looked at.
     #[cbor(n(12), default)]
     pub taken: Vec<String>,
+    /// The groups of the grant are not to be delivered: the daemon takes nothing from the caller but the session's name and secret, and the rest from
+    /// the server. So it is when the caller is not root.
+    #[cbor(n(20), default)]
+    pub without_groups: bool,
 }
 
 /// The server granted.

@@ -162,6 +162,9 @@ pub enum SessionEnd {
     /// The daemon stops.
     #[n(7)]
     Stopped,
+    /// The machine went to sleep.
+    #[n(20)]
+    Slept,
 }
 
 #[cfg(test)]

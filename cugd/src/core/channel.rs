@@ -33,7 +33,9 @@ impl State {
             ChannelEvent::Peers(change) => life.members(now, &addresses, change, out),
             ChannelEvent::Synced => {
                 life.synced(out);
-                self.advance(&user, out);
+                if self.prove(now, &user, out) {
+                    self.advance(&user, out);
+                }
             }
             ChannelEvent::Group(grant) => {
                 life.learn(link, grant, out);
@@ -141,6 +143,9 @@ impl Life {
     }
 
     fn members(&mut self, now: Time, addresses: &[IpNet], change: Peers, out: &mut Vec<Action>) {
+        if let Some(proof) = &mut self.proof {
+            proof.heard_of(change.group);
+        }
         let (number, own, synced) = (self.number, self.public, self.channel.synced);
         let from = From { addresses, overlay: &self.overlay() };
         if let Some(group) = self.groups.get_mut(&change.group) {

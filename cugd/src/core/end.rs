@@ -6,7 +6,10 @@ use cug_proto::{
     message::{ClearReason, EndReason},
 };
 
-use super::{Action, FALL_TIME, FAREWELL_TIME, Falling, Leader, LinkId, Number, Session, Stage, State, Time, Token};
+use super::{
+    Action, FALL_TIME, FAREWELL_TIME, Falling, Leader, LinkId, Number, Session, Stage, State, Time, Token,
+    unlock::Former,
+};
 
 /// Why a session ends.
 pub(super) enum End {
@@ -30,6 +33,10 @@ pub(super) enum End {
     LeaseOver,
     /// The server's word.
     Server(EndReason),
+    /// The machine goes to sleep.
+    Asleep,
+    /// What a user's process delivered is not what the session was; why.
+    NotTheSame(&'static str),
 }
 
 impl End {
@@ -38,8 +45,8 @@ impl End {
         match self {
             Self::LoggedOut => Some(ClearReason::LoggedOut),
             Self::Card(_) => Some(ClearReason::CardRemoved),
-            Self::NotOpened | Self::Cancelled => Some(ClearReason::NotOpened),
-            Self::Stopped => Some(ClearReason::TerminalStopped),
+            Self::NotOpened | Self::Cancelled | Self::NotTheSame(_) => Some(ClearReason::NotOpened),
+            Self::Stopped | Self::Asleep => Some(ClearReason::TerminalStopped),
             Self::Tunnel(_) | Self::ServerAway | Self::LeaseOver => Some(ClearReason::TunnelFailed),
             // The newer login displaced this session at the server before its grant came here.
             Self::Replaced | Self::Server(_) => None,
@@ -53,7 +60,9 @@ impl End {
             Self::Tunnel(_) => Refusal::TunnelFailed,
             Self::ServerAway | Self::LeaseOver => Refusal::ServerAway,
             Self::Server(_) | Self::LoggedOut => Refusal::Ended,
-            Self::NotOpened | Self::Cancelled | Self::Replaced => Refusal::UnknownOffer,
+            Self::NotOpened | Self::Cancelled | Self::Replaced | Self::Asleep | Self::NotTheSame(_) => {
+                Refusal::UnknownOffer
+            }
             Self::Stopped => Refusal::Busy,
         }
     }
@@ -76,6 +85,8 @@ impl End {
             Self::ServerAway => "the management server did not answer in time".to_owned(),
             Self::LeaseOver => "the management server was away for longer than its lease".to_owned(),
             Self::Server(EndReason::Displaced(host)) => format!("the user logged in at {host}"),
+            Self::Asleep => "the machine goes to sleep".to_owned(),
+            Self::NotTheSame(why) => format!("the unlocking was not confirmed ({why})"),
             Self::Server(reason) => format!("the management server ended it ({reason:?})"),
         }
     }
@@ -101,6 +112,7 @@ impl State {
             }
             out.append(&mut goodbye);
             self.start_falling(now, fall, out);
+            self.after_end(now, user, end, out);
         }
         if let Some(token) = answer {
             // Several tunnels of one user may be falling; the last one answers.
@@ -111,6 +123,7 @@ impl State {
         }
         let over = |session: &Session| session.leaders.is_empty() && matches!(session.stage, Stage::Suspended);
         if self.sessions.get(user).is_some_and(over) {
+            self.stand_down(user, out);
             self.sessions.remove(user);
         }
     }
@@ -155,6 +168,7 @@ impl State {
         *count = count.saturating_sub(1);
         if *count == 0 {
             session.leaders.remove(&leader);
+            session.os.remove(&leader);
             if !self.leads(leader) {
                 out.push(Action::ForgetLeader(leader));
             }
@@ -200,6 +214,9 @@ impl Session {
         }
         let never_opened = life.offer.is_some() || !life.settled;
         let failed = life.refuse_all(end.refusal(), out);
+        if life.settled {
+            self.former = Some(Former::of(&life));
+        }
         drop(life);
         if end.bars() && never_opened && self.leaders.is_empty() && now < until {
             self.stage = Stage::Barred { why: end.refusal(), until };

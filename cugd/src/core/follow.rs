@@ -127,7 +127,10 @@ impl State {
 
     /// A session that was open ends.
     pub(super) fn tell_end(&self, user: &UserId, end: &End, out: &mut Vec<Action>) {
-        if self.followed.sessions.values().any(|session| session.user == *user && session.open) {
+        let own = self.sessions.get(user).and_then(|session| session.stage.life());
+        // Whoever unlocked was let in before the server had its say.
+        let unproven = own.is_some_and(|life| life.proof.is_some());
+        if unproven || self.followed.sessions.values().any(|session| session.user == *user && session.open) {
             let elsewhere = match end {
                 End::Server(EndReason::Displaced(host)) => Some(host.clone()),
                 _ => None,
@@ -195,6 +198,9 @@ fn reason(end: &End) -> SessionEnd {
         End::Stopped => SessionEnd::Stopped,
         // Neither happens to a session that is open.
         End::NotOpened | End::Cancelled => SessionEnd::LoggedOut,
+        End::Asleep => SessionEnd::Slept,
+        // The tunnel did not come back with the unlocking.
+        End::NotTheSame(_) => SessionEnd::TunnelFailed,
         End::Server(_) => SessionEnd::Removed,
     }
 }

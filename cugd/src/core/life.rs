@@ -13,7 +13,10 @@ use cug_proto::{
     trust::CaPin,
 };
 
-use super::{Action, Attachment, FreshKeys, Leader, LinkId, Number, Settings, Time, Token, end::End, groups::Group};
+use super::{
+    Action, Attachment, FreshKeys, Leader, LinkId, Number, Settings, Time, Token, end::End, groups::Group,
+    unlock::Proof,
+};
 
 /// A session from its grant to its end. Dropping it wipes its secrets.
 pub(super) struct Life {
@@ -42,6 +45,10 @@ pub(super) struct Life {
     pub has_tunnel: bool,
     /// When to look at the paths to the members.
     pub look_at: Option<Time>,
+    /// Delivered by a user's own process, and not proved by the server yet: until then there is no interface.
+    pub proof: Option<Proof>,
+    /// It was delivered by a user's own process.
+    pub by_user: bool,
     waiting: Vec<(Token, Waiter)>,
 }
 
@@ -97,13 +104,12 @@ impl Life {
         now: Time,
         number: Number,
         keys: FreshKeys,
-        deliver: Deliver,
+        mut deliver: Deliver,
         settings: &Settings,
     ) -> Result<Self, ProtocolError> {
-        let grant = deliver.grant;
         let mut groups = BTreeMap::new();
-        for group in grant.groups {
-            let group = Group::new(&grant.session, group)?;
+        for group in std::mem::take(&mut deliver.grant.groups) {
+            let group = Group::new(&deliver.grant.session, group)?;
             if groups.insert(group.grant.id, group).is_some() {
                 return Err(ProtocolError::Malformed);
             }
@@ -111,17 +117,35 @@ impl Life {
         if groups.is_empty() || groups.len() > MAX_GROUPS {
             return Err(ProtocolError::Malformed);
         }
+        Ok(Self { groups, ..Self::begin(now, number, keys, deliver, settings) })
+    }
+
+    /// Out of what a user's own process delivered: of its grant only the session's name and secret count, and the server has to prove them.
+    pub fn unproven(
+        now: Time,
+        number: Number,
+        keys: FreshKeys,
+        deliver: Deliver,
+        proof: Proof,
+        settings: &Settings,
+    ) -> Self {
+        Self { proof: Some(proof), by_user: true, ..Self::begin(now, number, keys, deliver, settings) }
+    }
+
+    /// Without groups.
+    fn begin(now: Time, number: Number, keys: FreshKeys, deliver: Deliver, settings: &Settings) -> Self {
+        let grant = deliver.grant;
         let others = settings.servers.iter().filter(|server| **server != deliver.server).cloned();
         let servers = std::iter::once(deliver.server.clone()).chain(others).collect();
         let attach_within = Duration::from_secs(u64::from(grant.attach_within));
-        Ok(Self {
+        Self {
             number,
             offer: Some(keys.offer),
             session: grant.session,
             secret: grant.secret,
             private: keys.private,
             public: keys.public,
-            groups,
+            groups: BTreeMap::new(),
             ca_pin: deliver.ca_pin,
             servers,
             card: deliver.card,
@@ -148,8 +172,10 @@ impl Life {
             open_by: Some(now + settings.server_timeout),
             has_tunnel: false,
             look_at: None,
+            proof: None,
+            by_user: false,
             waiting: Vec::new(),
-        })
+        }
     }
 
     /// The next time at which something is due.
@@ -162,6 +188,8 @@ impl Life {
     pub fn late(&self) -> End {
         if !self.watched {
             End::Card("the card could not be watched in time".to_owned())
+        } else if self.proof.is_some() {
+            End::ServerAway
         } else if self.raising() {
             End::Tunnel("the interfaces were not up in time".to_owned())
         } else {
@@ -229,7 +257,7 @@ impl Life {
 
     /// Not all interfaces stand.
     pub fn raising(&self) -> bool {
-        self.groups.values().any(|group| group.port.is_none())
+        self.proof.is_some() || self.groups.values().any(|group| group.port.is_none())
     }
 
     /// A group's interface stands: its members so far go in.
@@ -267,15 +295,10 @@ impl Life {
         let known = self.groups.values().filter_map(|group| {
             Some(Known { group: group.grant.id, revision: group.revision?, epoch: group.grant.epoch })
         });
+        let known = self.proof.as_ref().map_or_else(|| known.collect(), Proof::known);
         // The one that answered last comes first: they are equal, and it knows this session.
         let mut servers = self.servers.clone();
         servers.sort_by_key(|server| *server != self.channel.server);
-        Attachment {
-            servers,
-            ca_pin: self.ca_pin,
-            session: self.session,
-            secret: self.secret.duplicate(),
-            known: known.collect(),
-        }
+        Attachment { servers, ca_pin: self.ca_pin, session: self.session, secret: self.secret.duplicate(), known }
     }
 }

@@ -17,7 +17,8 @@
 //! * *Offered*: a key pair waits for a grant.
 //! * *Granted*: the grant is here, the card is watched, the channel is being attached; no tunnel. `Open` makes it *Up*.
 //! * *Up*: interfaces stand or are being made. The OS sessions (by leader process) hold it.
-//! * *Suspended*: the card is gone or the session ended otherwise while OS sessions live on. Nothing is left but their list.
+//! * *Suspended*: the card is gone, the machine slept, or the session ended otherwise while OS sessions live on. Nothing is left but their list and
+//!   what the person is known by who unlocks: the card's fingerprint and the overlay addresses. What becomes of the OS sessions is in [`desk`].
 //! * *Barred*: no secret, only the reason why the `Open` that follows a lost grant is refused.
 //!
 //! All secrets of a session are in its [`life::Life`], which is dropped, and thereby wiped, in the step that ends it. The order of an
@@ -28,6 +29,7 @@
 //! then it ends (fail closed), because the server has told the others to drop this terminal.
 
 mod channel;
+mod desk;
 mod end;
 mod endpoints;
 mod follow;
@@ -39,6 +41,7 @@ mod roam;
 mod tests;
 mod time;
 mod types;
+mod unlock;
 mod view;
 
 use std::collections::BTreeMap;
@@ -49,6 +52,8 @@ use cug_proto::{
     message::ClearReason,
 };
 
+pub use desk::{Deed, LogindEvent, Removal};
+use desk::{Leaving, Vigil};
 use end::End;
 pub use endpoints::Sight;
 use follow::Followed;
@@ -56,6 +61,7 @@ use ipnet::IpNet;
 use life::{Life, Waiter};
 pub use time::Time;
 pub use types::*;
+use unlock::{Budget, Former, Unlock};
 
 /// Everything the daemon knows. Changed by [`step`] only.
 pub struct State {
@@ -63,6 +69,9 @@ pub struct State {
     /// Last [`Number`], [`LinkId`] or mark given away.
     counter: u64,
     offers: BTreeMap<OfferId, Offered>,
+    /// Those of users' own processes.
+    unlocks: BTreeMap<OfferId, Unlock>,
+    budgets: BTreeMap<u32, Budget>,
     sessions: BTreeMap<UserId, Session>,
     /// Tunnels on their way down.
     falling: BTreeMap<Number, Falling>,
@@ -70,6 +79,8 @@ pub struct State {
     farewells: BTreeMap<LinkId, Time>,
     addresses: Vec<IpNet>,
     stopping: bool,
+    /// The machine sleeps or goes down.
+    leaving: Option<Leaving>,
     /// Tunnels that went down since the start.
     teardowns: u64,
     /// What was left over of them.
@@ -85,19 +96,32 @@ struct Offered {
 }
 
 /// A user at this terminal.
+#[derive(Default)]
 struct Session {
     stage: Stage,
     /// The user's ID in the operating system, from the first `Open` on: whose the interfaces are.
     uid: Option<u32>,
     /// OS sessions by leader; the count is for hosts that open several.
     leaders: BTreeMap<Leader, u32>,
+    /// What logind calls the OS sessions of the leaders, as far as it knows them.
+    os: BTreeMap<Leader, String>,
+    /// The last life, by which the person is known who unlocks.
+    former: Option<Former>,
+    vigil: Vigil,
+    /// It ended because the machine went to sleep.
+    slept: bool,
 }
 
+#[derive(Default)]
 enum Stage {
     Granted(Box<Life>),
     Up(Box<Life>),
+    #[default]
     Suspended,
-    Barred { why: Refusal, until: Time },
+    Barred {
+        why: Refusal,
+        until: Time,
+    },
 }
 
 struct Falling {
@@ -124,9 +148,11 @@ pub fn step(state: &mut State, now: Time, event: Event) -> Vec<Action> {
         Event::Names { number, group, place } => state.names(number, group, place),
         Event::Addresses(addresses) => state.addresses(now, addresses, out),
         Event::Tick => {}
+        Event::Logind(event) => state.logind(now, event, out),
         Event::Shutdown => state.shutdown(now, out),
     }
     state.expire(now, out);
+    state.let_go(out);
     state.follow(now, out);
     if state.stopping && state.falling.is_empty() && state.farewells.is_empty() {
         out.push(Action::Exit);
@@ -141,11 +167,14 @@ impl State {
             settings,
             counter: 0,
             offers: BTreeMap::new(),
+            unlocks: BTreeMap::new(),
+            budgets: BTreeMap::new(),
             sessions: BTreeMap::new(),
             falling: BTreeMap::new(),
             farewells: BTreeMap::new(),
             addresses: Vec::new(),
             stopping: false,
+            leaving: None,
             teardowns: 0,
             leftovers: 0,
             followed: Followed::default(),
@@ -157,17 +186,22 @@ impl State {
         let sessions = self.sessions.values().filter_map(|session| match &session.stage {
             Stage::Granted(life) => Some(life.deadline().min(life.expires)),
             Stage::Up(life) => Some(life.deadline()),
-            Stage::Suspended => None,
+            Stage::Suspended => session.vigil.due(),
             Stage::Barred { until, .. } => Some(*until),
         });
-        let offers = self.offers.values().map(|offer| offer.expires);
+        let unlocks = self.unlocks.values().map(|unlock| unlock.expires);
+        let offers = self.offers.values().map(|offer| offer.expires).chain(unlocks);
         let falling = self.falling.values().map(|falling| falling.until);
         sessions.chain(offers).chain(falling).chain(self.farewells.values().copied()).min()
     }
 
     /// Nothing is held for anybody: no offer, session, tunnel or channel.
     pub fn is_idle(&self) -> bool {
-        self.offers.is_empty() && self.sessions.is_empty() && self.falling.is_empty() && self.farewells.is_empty()
+        self.offers.is_empty()
+            && self.unlocks.is_empty()
+            && self.sessions.is_empty()
+            && self.falling.is_empty()
+            && self.farewells.is_empty()
     }
 
     fn next(&mut self) -> u64 {
@@ -185,12 +219,14 @@ impl State {
     /// All that is due by `now`.
     fn expire(&mut self, now: Time, out: &mut Vec<Action>) {
         self.offers.retain(|_, offer| now < offer.expires);
+        self.unlocks.retain(|_, unlock| now < unlock.expires);
         self.sessions.retain(|_, session| !matches!(session.stage, Stage::Barred { until, .. } if until <= now));
         let users: Vec<UserId> = self.sessions.keys().cloned().collect();
         for user in users {
             if let Some(end) = self.sessions.get(&user).and_then(|session| session.stage.overdue(now)) {
                 self.end(now, &user, &end, None, out);
             }
+            self.expire_grace(now, &user, out);
             self.reconnect(now, &user, out);
             self.look(now, &user, out);
         }
@@ -214,7 +250,9 @@ impl State {
     }
 
     fn watch(&mut self, now: Time, number: Number, event: WatchEvent, out: &mut Vec<Action>) {
-        let Some((user, life)) = self.find(|life| life.number == number) else { return };
+        let Some((user, life)) = self.find(|life| life.number == number) else {
+            return self.vigil(now, number, event, out);
+        };
         match event {
             WatchEvent::Started => {
                 life.watched = true;
@@ -222,6 +260,11 @@ impl State {
                     life.channel.retry_at.get_or_insert(now + ATTACH_DELAY);
                 }
                 self.advance(&user, out);
+            }
+            WatchEvent::Back(card) => {
+                // Found again by this daemon itself: this is the one to watch.
+                life.card = card.clone();
+                out.push(Action::StartWatch { number, card });
             }
             WatchEvent::Ended(cause) => {
                 // The watch ended by itself: there is nothing to stop, and stopping it again is harmless.
@@ -267,6 +310,11 @@ impl State {
         }
         session.stage.rise();
         let Stage::Up(life) = &mut session.stage else { return };
+        if life.proof.is_some() {
+            // The server has to hear of the login before it can prove it, and hears of it when the delivery is answered.
+            life.answer(out, |waiter| matches!(waiter, Waiter::Delivered).then_some(Reply::Delivered(false)));
+            return;
+        }
         if still_falling {
             return;
         }
@@ -291,9 +339,11 @@ impl State {
     fn shutdown(&mut self, now: Time, out: &mut Vec<Action>) {
         self.stopping = true;
         self.offers.clear();
+        self.unlocks.clear();
         let users: Vec<UserId> = self.sessions.keys().cloned().collect();
         for user in users {
             self.end(now, &user, &End::Stopped, None, out);
+            self.stand_down(&user, out);
             if let Some(session) = self.sessions.remove(&user) {
                 // A process may lead sessions of several users; the last one forgets it.
                 let done = session.leaders.into_keys().filter(|leader| !self.leads(*leader));

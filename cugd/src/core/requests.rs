@@ -1,7 +1,5 @@
 //! What the login module and `cugctl` ask.
 
-use std::collections::BTreeMap;
-
 use cug_proto::{
     id::UserId,
     local::{Deliver, LOCAL_VERSION, Offer, OfferId, Open, Opened, Prepare, Refusal, Reply},
@@ -10,7 +8,7 @@ use cug_proto::{
 use ipnet::IpNet;
 
 use super::{
-    Action, FreshKeys, Leader, MAX_OFFERS, OFFER_TIME, Offered, Request, Session, Stage, State, Time, Token,
+    Action, FreshKeys, Leader, MAX_OFFERS, OFFER_TIME, Offered, OsSession, Request, Stage, State, Time, Token,
     end::End,
     life::{Life, Waiter},
 };
@@ -24,7 +22,7 @@ impl State {
             }
             Request::Deliver(deliver) => self.deliver(now, token, *deliver, out),
             Request::Cancel(offer) => self.cancel(now, token, offer, out),
-            Request::Open(open, leader, uid) => self.open(now, token, &open, (leader, uid), out),
+            Request::Open(open, leader, uid, os) => self.open(now, token, &open, (leader, uid, os), out),
             Request::Close(user, leader) => self.close(now, token, &user, leader, out),
             Request::Status(viewer) => {
                 let reply = Reply::Status(self.status(now, &viewer));
@@ -35,6 +33,12 @@ impl State {
                 out.push(Action::Reply { token, reply });
             }
             Request::Peers(viewer) => out.push(Action::ReplyPeers { token, groups: self.peers(&viewer) }),
+            Request::PrepareUnlock(uid, prepare, keys) => {
+                let reply = self.prepare_unlock(now, uid, &prepare, keys);
+                out.push(Action::Reply { token, reply });
+            }
+            Request::DeliverUnlock(uid, deliver) => self.deliver_unlock(now, token, uid, *deliver, out),
+            Request::CancelUnlock(uid, offer) => self.cancel_unlock(now, token, uid, offer, out),
             Request::Servers => out.push(Action::Reply { token, reply: Reply::Servers(self.servers()) }),
         }
     }
@@ -43,14 +47,25 @@ impl State {
         if prepare.version != LOCAL_VERSION {
             return Reply::Refused(Refusal::Version);
         }
-        if self.stopping || self.offers.len() >= MAX_OFFERS {
+        if self.stopping || self.leaving.is_some() || self.offers.len() >= MAX_OFFERS {
             return Reply::Refused(Refusal::Busy);
         }
         let up = self.sessions.get(&prepare.user).is_some_and(|session| matches!(session.stage, Stage::Up(_)));
-        let offer = Offer {
+        let purpose = if up { Purpose::Verify } else { Purpose::Open };
+        let offer = self.offer(&prepare.user, &keys, purpose);
+        if !up {
+            // A mere check of card and password leads to no grant: its keys are dropped at once.
+            self.offers.insert(keys.offer, Offered { user: prepare.user, keys, expires: now + OFFER_TIME });
+        }
+        Reply::Offer(offer)
+    }
+
+    /// What the login module needs.
+    pub(super) fn offer(&self, user: &UserId, keys: &FreshKeys, purpose: Purpose) -> Offer {
+        Offer {
             id: keys.offer,
             wg_public_key: keys.public,
-            purpose: if up { Purpose::Verify } else { Purpose::Open },
+            purpose,
             servers: self.settings.servers.clone(),
             server_timeout_ms: u32::try_from(self.settings.server_timeout.as_millis()).unwrap_or(u32::MAX),
             host_name: self.settings.host_name.clone(),
@@ -60,17 +75,13 @@ impl State {
             exempt: self.settings.exempt.clone(),
             media: self.settings.media.clone(),
             ca_pins: self.settings.ca_pins.iter().map(|pin| (*pin).into()).collect(),
-            taken: self.taken(&prepare.user),
-        };
-        if !up {
-            // A mere check of card and password leads to no grant: its keys are dropped at once.
-            self.offers.insert(keys.offer, Offered { user: prepare.user, keys, expires: now + OFFER_TIME });
+            taken: self.taken(user),
+            without_groups: false,
         }
-        Reply::Offer(offer)
     }
 
     /// Where the cards of other users' sessions are: two people may sit at one terminal with two readers.
-    fn taken(&self, user: &UserId) -> Vec<String> {
+    pub(super) fn taken(&self, user: &UserId) -> Vec<String> {
         let others = self.sessions.iter().filter(|(other, _)| *other != user);
         others.filter_map(|(_, session)| session.stage.life()).map(|life| life.card_place()).collect()
     }
@@ -94,30 +105,37 @@ impl State {
         };
         // The server displaced what this user had before; the OS sessions stay and go over to the new grant.
         self.end(now, &user, &End::Replaced, None, out);
+        self.stand_down(&user, out);
         life.wait(token, Waiter::Delivered);
         out.push(Action::StartWatch { number, card: life.card.clone() });
         out.push(Action::info(&format!("session of {user} granted by {}", life.channel.server)));
-        let session = self.sessions.entry(user.clone()).or_insert_with(|| Session {
-            stage: Stage::Suspended,
-            uid: None,
-            leaders: BTreeMap::new(),
-        });
+        let session = self.sessions.entry(user.clone()).or_default();
         session.stage = Stage::Granted(Box::new(life));
     }
 
     fn cancel(&mut self, now: Time, token: Token, offer: OfferId, out: &mut Vec<Action>) {
         self.offers.remove(&offer);
-        match self.find(|life| life.offer == Some(offer)) {
+        match self.find(|life| life.offer == Some(offer) && !life.by_user) {
             Some((user, _)) => self.end(now, &user, &End::Cancelled, Some(token), out),
             None => out.push(Action::Reply { token, reply: Reply::Done }),
         }
     }
 
-    fn open(&mut self, now: Time, token: Token, open: &Open, (leader, uid): (Leader, u32), out: &mut Vec<Action>) {
+    fn open(
+        &mut self,
+        now: Time,
+        token: Token,
+        open: &Open,
+        (leader, uid, os): (Leader, u32, OsSession),
+        out: &mut Vec<Action>,
+    ) {
         let server_timeout = self.settings.server_timeout;
         let known = self.leads(leader);
         let user = &open.user;
         let answer = |reply, out: &mut Vec<Action>| out.push(Action::Reply { token, reply });
+        if let Some(refusal) = no_desk(open, &os, out) {
+            return answer(refusal, out);
+        }
         let Some(session) = self.sessions.get_mut(user) else { return answer(Reply::NoGrant, out) };
         let life = match &mut session.stage {
             Stage::Up(life) if !open.holds && life.settled => {
@@ -143,6 +161,12 @@ impl State {
             life.open_by = Some(life.open_by.map_or(now + server_timeout, |by| by.max(now + server_timeout)));
         }
         *session.leaders.entry(leader).or_default() += 1;
+        // Another user's session (`su` to a member) is not locked or ended for the member's card.
+        if let OsSession::Known(desk) = os
+            && desk.uid == uid
+        {
+            session.os.insert(leader, desk.id);
+        }
         session.uid = Some(uid);
         if !known {
             out.push(Action::WatchLeader(leader));
@@ -169,26 +193,21 @@ impl State {
     }
 
     pub(super) fn leader_died(&mut self, now: Time, leader: Leader, out: &mut Vec<Action>) {
-        let users = self
-            .sessions
-            .iter_mut()
-            .filter_map(|(user, session)| session.leaders.remove(&leader).map(|_| user.clone()));
-        let users: Vec<UserId> = users.collect();
+        let users = self.sessions.iter().filter(|(_, session)| session.leaders.contains_key(&leader));
+        let users: Vec<UserId> = users.map(|(user, _)| user.clone()).collect();
         if users.is_empty() {
             return;
         }
         out.push(Action::ForgetLeader(leader));
         for user in users {
             out.push(Action::info(&format!("process {} that led an OS session of {user} has ended", leader.pid)));
-            if let Some(life) = self.sessions.get_mut(&user).and_then(|session| session.stage.life_mut()) {
-                life.take_back(leader, usize::MAX, out);
-            }
+            self.bereave(&user, leader, out);
             self.after_release(now, &user, None, out);
         }
     }
 
     /// The tunnel goes with the last OS session.
-    fn after_release(&mut self, now: Time, user: &UserId, answer: Option<Token>, out: &mut Vec<Action>) {
+    pub(super) fn after_release(&mut self, now: Time, user: &UserId, answer: Option<Token>, out: &mut Vec<Action>) {
         let last = self
             .sessions
             .get(user)
@@ -201,4 +220,20 @@ impl State {
         }
         self.advance(user, out);
     }
+}
+
+/// Why this OS session gets no tunnel, whatever the login was: it is no person's. One that holds nothing is not told of a tunnel either.
+fn no_desk(open: &Open, os: &OsSession, out: &mut Vec<Action>) -> Option<Reply> {
+    let class = match os {
+        OsSession::Known(desk) if desk.is_a_persons() => return None,
+        OsSession::Known(desk) => desk.class.escape_debug().to_string(),
+        // The module may stand in a stack without pam_systemd; a login with the card counts there, too.
+        OsSession::None if !open.holds => "none".to_owned(),
+        OsSession::None | OsSession::Unknown => return None,
+    };
+    if !open.holds {
+        return Some(Reply::NoGrant);
+    }
+    out.push(Action::warn(&format!("{} gets no tunnel in an OS session of class {class}", open.user)));
+    Some(Reply::Refused(Refusal::NoDesk))
 }

@@ -9,7 +9,9 @@ use std::{
 use cug_proto::{
     id::{GroupId, GroupName, HostName, UserId},
     local::{CardBinding, Deliver, OfferId, Open, PeerStatus, Prepare, Reply},
-    message::{ClearReason, ClientMessage, EndReason, GroupGrant, KeyAck, Known, Peers, SessionId, WgPublicKey},
+    message::{
+        ClearReason, ClientMessage, EndReason, Fingerprint, GroupGrant, KeyAck, Known, Peers, SessionId, WgPublicKey,
+    },
     notice::Notice,
     policy::Policy,
     secret::Secret,
@@ -17,7 +19,7 @@ use cug_proto::{
 };
 use ipnet::IpNet;
 
-use super::{Sight, Time};
+use super::{Deed, LogindEvent, Removal, Sight, Time};
 use crate::{
     names::{Place, zone::Zone},
     tunnel::InterfaceName,
@@ -42,6 +44,35 @@ pub struct Leader {
     pub pid: u32,
     /// Start of the process in clock ticks since the machine's start.
     pub start: u64,
+}
+
+/// What logind knows of the OS session that a process belongs to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum OsSession {
+    /// There is no logind, or it does not answer.
+    Unknown,
+    /// It knows of none.
+    None,
+    /// This one.
+    Known(OsDesk),
+}
+
+/// An OS session as logind describes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OsDesk {
+    /// Its name.
+    pub id: String,
+    /// `user`, `greeter`, `lock-screen`, `background`, ... (sd_session_get_class(3)).
+    pub class: String,
+    /// Whose it is.
+    pub uid: u32,
+}
+
+impl OsDesk {
+    /// A person works in it. Greeters and lock screens belong to nobody who has logged in, jobs and managers to nobody who sits there.
+    pub fn is_a_persons(&self) -> bool {
+        matches!(self.class.as_str(), "user" | "user-early" | "user-incomplete" | "user-light" | "user-early-light")
+    }
 }
 
 /// Whose sessions a caller may see.
@@ -91,6 +122,10 @@ pub struct Settings {
     pub backend: String,
     /// What keeps other users out, `bpf+nft` or `nft`.
     pub guard: String,
+    /// What becomes of the OS sessions when the card is gone.
+    pub removal: Removal,
+    /// How long the card may be back before that.
+    pub removal_grace: Duration,
 }
 
 /// A new key pair and a name for the offer.
@@ -150,6 +185,8 @@ pub enum Event {
     Tick,
     /// The daemon is to stop.
     Shutdown,
+    /// From logind.
+    Logind(LogindEvent),
 }
 
 /// What is asked.
@@ -161,7 +198,7 @@ pub enum Request {
     /// Forget it.
     Cancel(OfferId),
     /// An OS session begins; the user's account here has this user ID, never 0.
-    Open(Open, Leader, u32),
+    Open(Open, Leader, u32, OsSession),
     /// An OS session ends.
     Close(UserId, Leader),
     /// What is going on.
@@ -172,14 +209,22 @@ pub enum Request {
     Servers,
     /// What is going on, to begin with.
     Watch(Viewer),
+    /// A user's own process begins to unlock; its user ID, which is that of the account.
+    PrepareUnlock(u32, Prepare, FreshKeys),
+    /// A user's own process delivers.
+    DeliverUnlock(u32, Box<Deliver>),
+    /// A user's own process gives up.
+    CancelUnlock(u32, OfferId),
 }
 
 /// From the watch of a card.
 pub enum WatchEvent {
     /// It is the very card of the login, and it is watched.
     Started,
-    /// It is gone, or cannot be watched (any more); why, for the log.
+    /// It is gone, or cannot be watched (any more), or was not found ([`Action::AwaitCard`]); why, for the log.
     Ended(String),
+    /// [`Action::AwaitCard`] has found it.
+    Back(CardBinding),
 }
 
 /// From a session channel.
@@ -401,6 +446,26 @@ pub enum Action {
     },
     /// For those who watch.
     Tell(Notice),
+    /// Look for a card that was here before, and report [`WatchEvent::Back`] or [`WatchEvent::Ended`].
+    AwaitCard {
+        /// For whom.
+        number: Number,
+        /// Which card.
+        fingerprint: Fingerprint,
+        /// Places not to look at: the cards of other people.
+        taken: Vec<String>,
+        /// For how long.
+        within: Duration,
+    },
+    /// Lock or end OS sessions.
+    Desk {
+        /// Which of the two.
+        deed: Deed,
+        /// As logind calls them.
+        sessions: Vec<String>,
+    },
+    /// The machine may sleep or go down now.
+    LetGo,
 }
 
 impl Action {

@@ -80,6 +80,7 @@ fn place(seat: &Seat) -> String {
 /// Why a session is over.
 pub(super) fn end(reason: SessionEnd) -> &'static str {
     match reason {
+        SessionEnd::Slept => "the computer went to sleep",
         SessionEnd::LoggedOut => "logged out",
         SessionEnd::CardRemoved => "the card was removed",
         SessionEnd::Displaced => "logged in at another terminal",

@@ -27,10 +27,11 @@ use cug_proto::{
     secret::Secret,
 };
 use cugd::{
-    core::{Event, Number, Settings, State, TunnelEvent},
+    core::{Event, Number, Removal, Settings, State, TunnelEvent},
     driver::{Driver, EVENT_QUEUE},
     leaders::Leaders,
     link::TlsLinks,
+    logind::Logind,
     socket::Listener,
     tunnels::{Order, Tunnels},
     watch::CardWatches,
@@ -155,6 +156,8 @@ fn daemon(
         host_name: "term1".parse().unwrap(),
         backend: "double".into(),
         guard: "double".into(),
+        removal: Removal::Disconnect,
+        removal_grace: Duration::ZERO,
     };
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -166,10 +169,11 @@ fn daemon(
                 State::new(settings.clone()),
                 TunnelDouble { journal: tunnels, events: events.clone() },
                 TlsLinks::new(events.clone(), settings.server_timeout),
-                CardWatches::new(events.clone()),
+                CardWatches::new(events.clone(), vec![], vec![]),
                 Leaders::new(events),
             );
-            let serving = tokio::spawn(listener.serve(asks, |user| (user.as_str() != "root").then_some(3001)));
+            let serving =
+                tokio::spawn(listener.serve(asks, |user| (user.as_str() != "root").then_some(3001), Logind::off()));
             let stop = async { drop(stopped.await) };
             driver.run(ask_queue, event_queue, stop, None).await;
             serving.abort();

@@ -1,9 +1,11 @@
 //! The core against a world of doubles that checks every action.
 
+mod desk;
 mod follow;
 mod herd;
 mod nat;
 mod policies;
 mod random;
 mod stories;
+mod unlock;
 mod world;

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use cug_proto::{
     id::UserId,
-    local::Reply,
-    message::{EndReason, KeyAck},
+    local::{OfferId, Reply},
+    message::{EndReason, KeyAck, Purpose},
 };
 use proptest::prelude::*;
 
@@ -40,6 +40,14 @@ enum Happening {
     CutOff,
     Seen(usize, u8, u64, u64),
     Look,
+    OsSessionGone(u32),
+    Sleep,
+    Wake,
+    CardFound(usize),
+    CardNotFound(usize),
+    Unlock(usize, bool),
+    DeliverUnlock(usize),
+    CancelUnlock(usize),
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -72,6 +80,14 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(CutOff),
         3 => (n(), 90u8..110, 0u64..3, 0u64..3).prop_map(|(n, key, received, sent)| Seen(n, key, received, sent)),
         1 => Just(Look),
+        1 => (0u32..4).prop_map(OsSessionGone),
+        1 => Just(Sleep),
+        2 => Just(Wake),
+        4 => n().prop_map(CardFound),
+        1 => n().prop_map(CardNotFound),
+        4 => (n(), any::<bool>()).prop_map(|(n, own)| Unlock(n, own)),
+        4 => n().prop_map(DeliverUnlock),
+        1 => n().prop_map(CancelUnlock),
     ]
 }
 
@@ -80,6 +96,14 @@ struct Run {
     world: World,
     opens: BTreeMap<Token, (UserId, Leader)>,
     held: BTreeMap<(UserId, Leader), u32>,
+    unlocks: Vec<(u32, OfferId)>,
+}
+
+impl Run {
+    fn new() -> Self {
+        let world = World::with_removal(Removal::Logout, 7);
+        Self { world, opens: BTreeMap::new(), held: BTreeMap::new(), unlocks: Vec::new() }
+    }
 }
 
 impl Run {
@@ -171,6 +195,37 @@ impl Run {
                     world.event(Event::Tunnel { number, event });
                 }
             }
+            Happening::OsSessionGone(l) => {
+                world.logind(LogindEvent::SessionRemoved(format!("s{}", leader(l).pid)));
+                self.settle();
+                self.held.retain(|(_, own), _| *own != leader(l));
+            }
+            Happening::Sleep => world.logind(LogindEvent::Sleep(true)),
+            Happening::Wake => world.logind(LogindEvent::Sleep(false)),
+            Happening::CardFound(n) | Happening::CardNotFound(n) => {
+                let search = pick(n, world.searches.len()).and_then(|i| world.searches.keys().nth(i).copied());
+                match (search, happening) {
+                    (Some(number), Happening::CardFound(_)) => world.card_found(number),
+                    (Some(number), _) => world.card_not_found(number),
+                    (None, _) => {}
+                }
+            }
+            Happening::Unlock(n, own) => {
+                let uid = if own { UID } else { UID + 1 };
+                let offer = world.prepare_unlock(uid, user(n)).filter(|offer| offer.purpose == Purpose::Open);
+                self.unlocks.extend(offer.map(|offer| (uid, offer.id)));
+            }
+            Happening::DeliverUnlock(n) => {
+                if let Some(i) = pick(n, self.unlocks.len()) {
+                    let (uid, offer) = self.unlocks.remove(i);
+                    world.deliver_unlock(uid, offer, |_| {});
+                }
+            }
+            Happening::CancelUnlock(n) => {
+                if let Some((uid, offer)) = pick(n, self.unlocks.len()).map(|i| self.unlocks[i]) {
+                    world.ask(Request::CancelUnlock(uid, offer));
+                }
+            }
             Happening::Look => drop(world.ask(Request::Peers(Viewer::All))),
         }
         self.settle();
@@ -213,6 +268,7 @@ impl Run {
 
     /// Everything that was begun comes to its end by itself: processes end, time passes.
     fn run_out(&mut self) {
+        self.happen(Happening::Wake);
         for l in 0..4 {
             self.happen(Happening::Die(l));
         }
@@ -226,7 +282,11 @@ impl Run {
         let world = &self.world;
         assert!(world.state.is_idle() && world.state.deadline().is_none());
         assert!(
-            world.watches.is_empty() && world.tunnels.is_empty() && world.links.is_empty() && world.leaders.is_empty()
+            world.watches.is_empty()
+                && world.searches.is_empty()
+                && world.tunnels.is_empty()
+                && world.links.is_empty()
+                && world.leaders.is_empty()
         );
         assert!(world.outstanding.is_empty(), "a request without an answer");
         assert!(world.keys.values().all(|key| key.upgrade().is_none()), "a private key is left");
@@ -238,7 +298,7 @@ proptest! {
 
     #[test]
     fn nothing_is_left_when_all_have_gone(happenings in prop::collection::vec(happening(), 0..120)) {
-        let mut run = Run { world: World::new(), opens: BTreeMap::new(), held: BTreeMap::new() };
+        let mut run = Run::new();
         happenings.into_iter().for_each(|happening| run.happen(happening));
         run.run_out();
         run.assert_nothing_left();
@@ -246,7 +306,7 @@ proptest! {
 
     #[test]
     fn nothing_is_left_after_a_stop(happenings in prop::collection::vec(happening(), 0..120)) {
-        let mut run = Run { world: World::new(), opens: BTreeMap::new(), held: BTreeMap::new() };
+        let mut run = Run::new();
         happenings.into_iter().for_each(|happening| run.happen(happening));
         run.world.event(Event::Shutdown);
         run.world.fall_all();

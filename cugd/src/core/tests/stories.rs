@@ -13,7 +13,11 @@ use crate::core::*;
 
 /// USER-A logged in and up, with two peers in group 1.
 pub fn up() -> (World, Number, LinkId, Token) {
-    let mut world = World::new();
+    up_in(World::new())
+}
+
+/// The same in a world with other settings.
+pub fn up_in(mut world: World) -> (World, Number, LinkId, Token) {
     let (number, link) = granted(&mut world);
     let opened = world.open(user(0), leader(1));
     assert!(!world.replies.contains_key(&opened), "not before all is up");
@@ -22,7 +26,7 @@ pub fn up() -> (World, Number, LinkId, Token) {
     (world, number, link, opened)
 }
 
-fn granted(world: &mut World) -> (Number, LinkId) {
+pub fn granted(world: &mut World) -> (Number, LinkId) {
     assert_eq!(world.prepare(user(0)), Purpose::Open);
     let (offer, _) = world.offers.pop().unwrap();
     let delivered = world.deliver(offer, vec![group(GROUP, 1)]);
@@ -38,7 +42,7 @@ fn granted(world: &mut World) -> (Number, LinkId) {
     (number, link)
 }
 
-fn only(world: &mut World) -> SessionStatus {
+pub fn only(world: &mut World) -> SessionStatus {
     let mut sessions = world.status();
     assert_eq!(sessions.len(), 1);
     sessions.remove(0)

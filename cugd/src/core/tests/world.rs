@@ -9,7 +9,7 @@ use std::{
 
 use cug_proto::{
     id::UserId,
-    local::{CardBinding, Deliver, LOCAL_VERSION, MediumBinding, OfferId, Open, Prepare, Reply, SessionStatus},
+    local::{CardBinding, Deliver, LOCAL_VERSION, MediumBinding, Offer, OfferId, Open, Prepare, Reply, SessionStatus},
     message::{
         ClearReason, ClientMessage, Grant, GroupGrant, Peer, Peers, Prefix4, Prefix6, Purpose, SessionId, WgPublicKey,
     },
@@ -72,6 +72,14 @@ pub struct World {
     pub told: Vec<Notice>,
     /// Where the server sees the terminal.
     pub seen: std::net::IpAddr,
+    /// Cards that are looked for.
+    pub searches: BTreeMap<Number, [u8; 32]>,
+    /// What was done to OS sessions.
+    pub deeds: Vec<(Deed, Vec<String>)>,
+    /// How often the machine was let go to sleep or down.
+    pub let_go: u32,
+    /// Class of the OS sessions that begin.
+    pub class: Option<&'static str>,
     tokens: u64,
     names: u8,
 }
@@ -133,6 +141,8 @@ impl World {
             host_name: "term1".parse().unwrap(),
             backend: "embedded".into(),
             guard: "bpf+nft".into(),
+            removal: Removal::Disconnect,
+            removal_grace: Duration::ZERO,
         };
         Self {
             state: State::new(settings).following(Some("cug".parse().unwrap()), Time::since_boot(Duration::ZERO)),
@@ -150,6 +160,10 @@ impl World {
             zones: BTreeMap::new(),
             told: Vec::new(),
             seen: [10, 0, 0, 1].into(),
+            searches: BTreeMap::new(),
+            deeds: Vec::new(),
+            let_go: 0,
+            class: Some("user"),
             tokens: 0,
             names: 0,
         }
@@ -158,7 +172,9 @@ impl World {
     pub fn event(&mut self, event: Event) {
         assert!(!self.exited, "an event after the end");
         let delivered = match &event {
-            Event::Request { request: Request::Deliver(deliver), .. } => Some(deliver.grant.session),
+            Event::Request { request: Request::Deliver(deliver) | Request::DeliverUnlock(_, deliver), .. } => {
+                Some(deliver.grant.session)
+            }
             _ => None,
         };
         let actions = step(&mut self.state, self.now, event);
@@ -177,12 +193,7 @@ impl World {
     }
 
     pub fn prepare(&mut self, user: UserId) -> Purpose {
-        self.names += 1;
-        // A key of 32 equal bytes below all keys of peers but the first ones.
-        let private = Arc::new(key(self.names));
-        let offer = [self.names; 16];
-        self.keys.insert(offer, Arc::downgrade(&private));
-        let keys = FreshKeys { offer, private, public: [100; 32] };
+        let keys = self.fresh_keys();
         let prepare = Prepare { version: LOCAL_VERSION, user: user.clone(), service: "login".into() };
         let token = self.ask(Request::Prepare(prepare, keys));
         match self.replies.remove(&token) {
@@ -204,13 +215,85 @@ impl World {
         self.ask(Request::Deliver(Box::new(deliver)))
     }
 
+    /// With what becomes of OS sessions.
+    pub fn with_removal(removal: Removal, grace: u64) -> Self {
+        let mut world = Self::new();
+        world.state.settings.removal = removal;
+        world.state.settings.removal_grace = Duration::from_secs(grace);
+        world
+    }
+
+    fn fresh_keys(&mut self) -> FreshKeys {
+        self.names += 1;
+        // A key of 32 equal bytes below all keys of peers but the first ones.
+        let private = Arc::new(key(self.names));
+        let offer = [self.names; 16];
+        self.keys.insert(offer, Arc::downgrade(&private));
+        FreshKeys { offer, private, public: [100; 32] }
+    }
+
+    /// A user's own process asks.
+    pub fn prepare_unlock(&mut self, uid: u32, user: UserId) -> Option<Offer> {
+        let keys = self.fresh_keys();
+        let prepare = Prepare { version: LOCAL_VERSION, user, service: "swaylock".into() };
+        let token = self.ask(Request::PrepareUnlock(uid, prepare, keys));
+        match self.replies.remove(&token) {
+            Some(Reply::Offer(offer)) => Some(offer),
+            _ => None,
+        }
+    }
+
+    /// A user's own process delivers, with anything in it that could be of its own making.
+    pub fn deliver_unlock(&mut self, uid: u32, offer: OfferId, change: impl FnOnce(&mut Deliver)) -> Token {
+        let grant = Grant { session: offer, secret: key(0xee), groups: vec![], attach_within: u32::MAX };
+        let binding = MediumBinding { directory: "/home/x".into(), device: 1, inode: 2, fingerprint: [66; 32] };
+        let mut deliver =
+            Deliver { offer, grant, server: "two:2".into(), ca_pin: [0; 32], card: CardBinding::Medium(binding) };
+        change(&mut deliver);
+        self.ask(Request::DeliverUnlock(uid, Box::new(deliver)))
+    }
+
+    /// logind's session of a leader.
+    pub fn os(&self, leader: Leader) -> OsSession {
+        match self.class {
+            Some(class) => OsSession::Known(OsDesk { id: format!("s{}", leader.pid), class: class.into(), uid: UID }),
+            None => OsSession::None,
+        }
+    }
+
+    pub fn logind(&mut self, event: LogindEvent) {
+        self.event(Event::Logind(event));
+    }
+
+    /// The card that is looked for is there.
+    pub fn card_found(&mut self, number: Number) {
+        if let Some(fingerprint) = self.searches.get(&number).copied() {
+            let binding = MediumBinding { directory: "/media/y".into(), device: 3, inode: 4, fingerprint };
+            self.event(Event::Watch { number, event: WatchEvent::Back(CardBinding::Medium(binding)) });
+        }
+    }
+
+    /// It is not.
+    pub fn card_not_found(&mut self, number: Number) {
+        if self.searches.remove(&number).is_some() {
+            self.event(Event::Watch { number, event: WatchEvent::Ended("no card".into()) });
+        }
+    }
+
     /// An OS session that did not begin with the card.
     pub fn join(&mut self, user: UserId, leader: Leader) -> Token {
-        self.ask(Request::Open(Open { user, service: "su".into(), tty: "tty1".into(), holds: false }, leader, UID))
+        let os = self.os(leader);
+        self.ask(Request::Open(Open { user, service: "su".into(), tty: "tty1".into(), holds: false }, leader, UID, os))
     }
 
     pub fn open(&mut self, user: UserId, leader: Leader) -> Token {
-        self.ask(Request::Open(Open { user, service: "login".into(), tty: "tty1".into(), holds: true }, leader, UID))
+        let os = self.os(leader);
+        self.ask(Request::Open(
+            Open { user, service: "login".into(), tty: "tty1".into(), holds: true },
+            leader,
+            UID,
+            os,
+        ))
     }
 
     pub fn advance(&mut self, span: Duration) {
@@ -240,12 +323,15 @@ impl World {
             Action::ReplyPeers { token, .. } => assert!(self.outstanding.remove(&token)),
             Action::StartWatch { number, .. } => {
                 assert!(self.watches.insert(number, false).is_none());
-                self.session_of.insert(number, delivered.expect("a watch comes with a grant"));
+                if self.searches.remove(&number).is_none() {
+                    self.session_of.insert(number, delivered.expect("a watch comes with a grant"));
+                }
             }
             Action::StopWatch { number } => {
                 let standing = self.tunnels.get(&number).is_some_and(|tunnel| !tunnel.falling);
                 assert!(!standing, "the tunnel goes before the watch");
                 self.watches.remove(&number);
+                self.searches.remove(&number);
             }
             Action::WatchLeader(leader) => assert!(self.leaders.insert(leader)),
             Action::ForgetLeader(leader) => assert!(self.leaders.remove(&leader)),
@@ -268,6 +354,16 @@ impl World {
             Action::Check { link } => self.links.get_mut(&link).expect("an open channel").checks += 1,
             Action::Names { number, group, zone } => self.named(number, group, zone),
             Action::Tell(notice) => self.told.push(notice),
+            Action::AwaitCard { number, fingerprint, .. } => {
+                assert!(self.searches.insert(number, fingerprint).is_none());
+                self.session_of.extend(delivered.map(|session| (number, session)));
+            }
+            Action::Desk { deed, sessions } => self.deeds.push((deed, sessions)),
+            Action::LetGo => {
+                assert!(self.keys.values().all(|key| key.upgrade().is_none()), "a key goes to sleep");
+                assert!(self.tunnels.values().all(|tunnel| tunnel.falling), "a tunnel stays");
+                self.let_go += 1;
+            }
             Action::Exit => self.exited = true,
             tunnel => self.tunnel(tunnel),
         }
@@ -376,9 +472,10 @@ impl World {
             assert!(tunnel.falling || self.watches.get(number) == Some(&true), "a tunnel without its card");
         }
         // A private key is needed by an offer or by a life; a life has a watch from its first step to its last.
-        let alive: BTreeSet<SessionId> = self.watches.keys().map(|number| self.session_of[number]).collect();
+        let numbers = self.watches.keys().chain(self.searches.keys());
+        let alive: BTreeSet<SessionId> = numbers.filter_map(|number| self.session_of.get(number).copied()).collect();
         for (offer, key) in &self.keys {
-            let offered = self.state.offers.contains_key(offer);
+            let offered = self.state.offers.contains_key(offer) || self.state.unlocks.contains_key(offer);
             assert!(offered || alive.contains(offer) || key.upgrade().is_none(), "a private key outlives its session");
         }
     }
