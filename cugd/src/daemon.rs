@@ -27,6 +27,7 @@ use crate::{
     socket::Listener,
     tunnel::{self, Backend},
     tunnels::WgTunnels,
+    waiting::Waitings,
     watch::CardWatches,
 };
 
@@ -78,6 +79,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         CardWatches::new(events.clone()),
         Leaders::new(events.clone()),
     );
+    driver.waitings = Some(Waitings::new(events.clone(), config.socket.clone()));
     driver.names = names.unwrap_or_else(Names::off);
     let network = tokio::spawn(addresses::monitor(events));
     let server = tokio::spawn(listener.serve(asks, host::account));
@@ -116,6 +118,7 @@ fn settings(config: &Config, backend: Backend, layers: Layers) -> anyhow::Result
             Backend::Embedded => "embedded".to_owned(),
         },
         guard: layers.name().to_owned(),
+        offline_wait: config.offline_wait,
     })
 }
 
@@ -132,7 +135,7 @@ fn stop_signal() -> io::Result<impl Future<Output = ()>> {
 }
 
 /// To the journal under systemd, else to standard error. `RUST_LOG` is a filter of tracing-subscriber's form; default `info`.
-fn start_log() {
+pub fn start_log() {
     let filter = || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     let result = match journal {

@@ -8,7 +8,8 @@ use std::{
 };
 
 use cug_proto::{
-    local::{self, GroupPeers, Refusal, Reply},
+    id::UserId,
+    local::{self, CardBinding, GroupPeers, Refusal, Reply},
     notice::Notice,
 };
 use tokio::{
@@ -18,13 +19,14 @@ use tokio::{
 
 use crate::{
     clock,
-    core::{Action, Event, GroupView, Leader, Request, State, Token, TunnelEvent, Viewer, step},
+    core::{Action, Event, GroupView, Leader, Number, Request, State, Token, TunnelEvent, Viewer, step},
     keys,
     leaders::Leaders,
     link::Links,
     names::{self, Names},
     tunnel::memory::scrub_stack,
     tunnels::{Order, Tunnels},
+    waiting::Waitings,
     watch::Watches,
     watchers::Watchers,
 };
@@ -65,6 +67,8 @@ pub struct Driver<T, L, W> {
     pub leaders: Leaders,
     /// Names of the members.
     pub names: Names,
+    /// Logins that wait for a server; `None`: there cannot be any.
+    pub waitings: Option<Waitings>,
     watchers: Watchers,
     waiting: HashMap<Token, oneshot::Sender<Reply>>,
     tokens: u64,
@@ -80,6 +84,7 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             watches,
             leaders,
             names: Names::off(),
+            waitings: None,
             watchers: Watchers::default(),
             waiting: HashMap::new(),
             tokens: 0,
@@ -143,7 +148,15 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
                 }
             },
             (local::Request::Close(user), Some(leader)) => Request::Close(user, leader),
-            (local::Request::Open(_) | local::Request::Close(_), None) => {
+            (local::Request::Wait(wait), Some(leader)) => match ask.account {
+                Some(uid) => Request::Wait(Box::new(wait), leader, uid),
+                None => {
+                    tracing::error!(user = %wait.user, "no account of that name here, or it is root's: nobody to wait for");
+                    return refuse(ask.answer, Refusal::NotPermitted);
+                }
+            },
+            (local::Request::Exempt, _) => Request::Exempt,
+            (local::Request::Open(_) | local::Request::Close(_) | local::Request::Wait(_), None) => {
                 return refuse(ask.answer, Refusal::NotPermitted);
             }
             (local::Request::Status, _) => Request::Status(ask.viewer),
@@ -206,11 +219,39 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             Action::Reach { number, group, peers } => self.tunnels.order(number, Order::Reach(group, peers)),
             Action::Look { number, group } => self.tunnels.order(number, Order::Look(group)),
             Action::Names { number, group, zone } => self.names.set((number, group), zone),
+            Action::StartWaiting { token, number, user, card, minutes } => {
+                self.start_waiting(token, (number, user, card), minutes);
+            }
+            Action::TryWaiting { number } => {
+                if let Some(waitings) = &self.waitings {
+                    waitings.attempt(number);
+                }
+            }
+            Action::StopWaiting { number } => {
+                if let Some(waitings) = &mut self.waitings {
+                    waitings.stop(number);
+                }
+            }
             Action::Tell(notice) => self.watchers.tell(&notice),
             Action::Log { level, text } => log(level, &text),
             Action::Exit => return true,
         }
         false
+    }
+
+    fn start_waiting(&mut self, token: Token, (number, user, card): (Number, UserId, CardBinding), minutes: u32) {
+        let started = match &mut self.waitings {
+            Some(waitings) => waitings.start(number, user, card),
+            None => Err(std::io::ErrorKind::Unsupported.into()),
+        };
+        match started {
+            Ok(socket) => self.reply(token, Reply::Waiting(local::Waiting { socket, minutes })),
+            Err(error) => {
+                tracing::error!(%error, "no process for a waiting login");
+                // Its limit ends what the core has noted.
+                self.reply(token, Reply::Refused(Refusal::Busy));
+            }
+        }
     }
 
     fn reply(&mut self, token: Token, reply: Reply) {

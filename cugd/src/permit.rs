@@ -6,7 +6,7 @@ use cug_proto::local::{Refusal, Request};
 ///
 /// | request | root | others |
 /// |---|---|---|
-/// | `Prepare`, `Deliver`, `Cancel`, `Open`, `Close` | yes | no |
+/// | `Prepare`, `Deliver`, `Cancel`, `Open`, `Close`, `Wait`, `Exempt` | yes | no |
 /// | `Status`, `Peers`, `Watch` | yes, of everybody | yes, of their own sessions |
 /// | `Servers` | yes | yes |
 ///
@@ -15,8 +15,18 @@ use cug_proto::local::{Refusal, Request};
 pub fn check(uid: u32, request: &Request) -> Result<(), Refusal> {
     match request {
         Request::Status | Request::Peers | Request::Servers | Request::Watch => Ok(()),
-        Request::Prepare(_) | Request::Deliver(_) | Request::Cancel(_) | Request::Open(_) | Request::Close(_) => {
-            if uid == 0 { Ok(()) } else { Err(Refusal::NotPermitted) }
+        Request::Prepare(_)
+        | Request::Deliver(_)
+        | Request::Cancel(_)
+        | Request::Open(_)
+        | Request::Close(_)
+        | Request::Wait(_)
+        | Request::Exempt => {
+            if uid == 0 {
+                Ok(())
+            } else {
+                Err(Refusal::NotPermitted)
+            }
         }
     }
 }
@@ -34,6 +44,7 @@ mod tests {
             Request::Cancel([0; 16]),
             Request::Open(Open { user: user(), service: "login".into(), tty: String::new(), holds: true }),
             Request::Close(user()),
+            Request::Exempt,
         ];
         for request in changing {
             assert_eq!(check(0, &request), Ok(()));

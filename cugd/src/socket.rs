@@ -237,6 +237,7 @@ impl Client {
         let viewer = self.viewer(&request).await;
         let account = match &request {
             Request::Open(open) => self.account(open.user.clone()).await,
+            Request::Wait(wait) => self.account(wait.user.clone()).await,
             _ => None,
         };
         // Held afresh for each request: a connection may be handed on to a child process after its leader's end.
@@ -263,9 +264,13 @@ impl Client {
             Request::Status | Request::Peers | Request::Watch => {
                 user_name(self.uid).await.map_or(Viewer::Nobody, Viewer::User)
             }
-            Request::Prepare(_) | Request::Deliver(_) | Request::Cancel(_) | Request::Open(_) | Request::Close(_) => {
-                Viewer::Nobody
-            }
+            Request::Prepare(_)
+            | Request::Deliver(_)
+            | Request::Cancel(_)
+            | Request::Open(_)
+            | Request::Close(_)
+            | Request::Wait(_)
+            | Request::Exempt => Viewer::Nobody,
             // The same for everybody.
             Request::Servers => Viewer::Nobody,
         }

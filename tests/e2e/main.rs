@@ -18,14 +18,19 @@
 //! * `roaming`: terminals and servers that move, terminals with several addresses.
 //! * `names`: members by name.
 //! * `status`: what a terminal says of itself.
+//! * `offline`: logins while the server is away.
+//! * `corners`: hosts of PAM that do unusual things.
+//! * `versions`: a login module and a daemon of different versions.
 
 mod accounts;
+mod corners;
 mod enrol;
 mod faults;
 mod frames;
 mod guard;
 mod harness;
 mod names;
+mod offline;
 mod path;
 mod pulled;
 mod refusals;
@@ -38,3 +43,4 @@ mod standby;
 mod status;
 mod support;
 mod tools;
+mod versions;

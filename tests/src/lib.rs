@@ -8,6 +8,7 @@
 //! * [`terminal`]: a host with a card reader, `pcscd`, `cugd` and a PAM stack.
 //! * [`machine`]: a workstation with a distribution's own systemd, logind, login and PAM configuration.
 //! * [`card`]: cards and media, and the processes that play them.
+//! * [`doctor`]: a module or a daemon of another version.
 //! * [`login`]: a login through real libpam, step by step.
 //! * [`probe`]: who reaches whom, and what a host has left over.
 //! * [`capture`]: what crossed the LAN.
@@ -23,6 +24,7 @@
 pub mod accounts;
 pub mod capture;
 pub mod card;
+pub mod doctor;
 pub mod flow;
 pub mod lan;
 pub mod login;

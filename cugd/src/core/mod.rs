@@ -33,6 +33,7 @@ mod endpoints;
 mod follow;
 mod groups;
 mod life;
+mod offline;
 mod requests;
 mod roam;
 #[cfg(test)]
@@ -70,6 +71,8 @@ pub struct State {
     farewells: BTreeMap<LinkId, Time>,
     addresses: Vec<IpNet>,
     stopping: bool,
+    /// Logins that wait for a server.
+    waiting: BTreeMap<UserId, offline::Waiting>,
     /// Tunnels that went down since the start.
     teardowns: u64,
     /// What was left over of them.
@@ -123,10 +126,12 @@ pub fn step(state: &mut State, now: Time, event: Event) -> Vec<Action> {
         Event::Tunnel { number, event } => state.tunnel(now, number, event, out),
         Event::Names { number, group, place } => state.names(number, group, place),
         Event::Addresses(addresses) => state.addresses(now, addresses, out),
+        Event::Waiting { number, event } => state.waiting_event(now, number, event, out),
         Event::Tick => {}
         Event::Shutdown => state.shutdown(now, out),
     }
     state.expire(now, out);
+    state.expire_waiting(now, out);
     state.follow(now, out);
     if state.stopping && state.falling.is_empty() && state.farewells.is_empty() {
         out.push(Action::Exit);
@@ -146,6 +151,7 @@ impl State {
             farewells: BTreeMap::new(),
             addresses: Vec::new(),
             stopping: false,
+            waiting: BTreeMap::new(),
             teardowns: 0,
             leftovers: 0,
             followed: Followed::default(),
@@ -162,12 +168,21 @@ impl State {
         });
         let offers = self.offers.values().map(|offer| offer.expires);
         let falling = self.falling.values().map(|falling| falling.until);
-        sessions.chain(offers).chain(falling).chain(self.farewells.values().copied()).min()
+        sessions
+            .chain(offers)
+            .chain(falling)
+            .chain(self.farewells.values().copied())
+            .chain(self.waiting_deadline())
+            .min()
     }
 
     /// Nothing is held for anybody: no offer, session, tunnel or channel.
     pub fn is_idle(&self) -> bool {
-        self.offers.is_empty() && self.sessions.is_empty() && self.falling.is_empty() && self.farewells.is_empty()
+        self.offers.is_empty()
+            && self.sessions.is_empty()
+            && self.falling.is_empty()
+            && self.farewells.is_empty()
+            && self.waiting.is_empty()
     }
 
     fn next(&mut self) -> u64 {
@@ -214,7 +229,9 @@ impl State {
     }
 
     fn watch(&mut self, now: Time, number: Number, event: WatchEvent, out: &mut Vec<Action>) {
-        let Some((user, life)) = self.find(|life| life.number == number) else { return };
+        let Some((user, life)) = self.find(|life| life.number == number) else {
+            return self.waiting_watch(number, event, out);
+        };
         match event {
             WatchEvent::Started => {
                 life.watched = true;
@@ -291,6 +308,7 @@ impl State {
     fn shutdown(&mut self, now: Time, out: &mut Vec<Action>) {
         self.stopping = true;
         self.offers.clear();
+        self.stop_all_waiting(out);
         let users: Vec<UserId> = self.sessions.keys().cloned().collect();
         for user in users {
             self.end(now, &user, &End::Stopped, None, out);

@@ -6,6 +6,7 @@ use cug_proto::{
     id::UserId,
     local::{Deliver, LOCAL_VERSION, Offer, OfferId, Open, Opened, Prepare, Refusal, Reply},
     message::{MAX_ADDRESSES, Purpose},
+    waiting,
 };
 use ipnet::IpNet;
 
@@ -35,6 +36,11 @@ impl State {
                 out.push(Action::Reply { token, reply });
             }
             Request::Peers(viewer) => out.push(Action::ReplyPeers { token, groups: self.peers(&viewer) }),
+            Request::Wait(wait, leader, uid) => self.wait(now, token, *wait, (leader, uid), out),
+            Request::Exempt => {
+                let reply = Reply::Exempt(self.settings.exempt.clone());
+                out.push(Action::Reply { token, reply });
+            }
             Request::Servers => out.push(Action::Reply { token, reply: Reply::Servers(self.servers()) }),
         }
     }
@@ -61,7 +67,12 @@ impl State {
             media: self.settings.media.clone(),
             ca_pins: self.settings.ca_pins.iter().map(|pin| (*pin).into()).collect(),
             taken: self.taken(&prepare.user),
+            version: LOCAL_VERSION,
+            offline_local: self.settings.offline_wait.is_some(),
         };
+        if !up && prepare.service == waiting::SERVICE && !self.offered_to_waiting(&prepare.user, offer.id) {
+            return Reply::Refused(Refusal::Ended);
+        }
         if !up {
             // A mere check of card and password leads to no grant: its keys are dropped at once.
             self.offers.insert(keys.offer, Offered { user: prepare.user, keys, expires: now + OFFER_TIME });
@@ -72,7 +83,8 @@ impl State {
     /// Where the cards of other users' sessions are: two people may sit at one terminal with two readers.
     fn taken(&self, user: &UserId) -> Vec<String> {
         let others = self.sessions.iter().filter(|(other, _)| *other != user);
-        others.filter_map(|(_, session)| session.stage.life()).map(|life| life.card_place()).collect()
+        let others = others.filter_map(|(_, session)| session.stage.life()).map(|life| life.card_place());
+        others.chain(self.cards_of_waiting(user)).collect()
     }
 
     fn deliver(&mut self, now: Time, token: Token, deliver: Deliver, out: &mut Vec<Action>) {
@@ -81,6 +93,9 @@ impl State {
             return refuse(Refusal::UnknownOffer, out);
         };
         let user = offered.user;
+        if self.card_of_waiting(&deliver.offer).is_some_and(|card| *card != deliver.card) {
+            return refuse(Refusal::CardGone, out);
+        }
         if !self.settings.ca_pins.contains(&deliver.ca_pin) {
             out.push(Action::error(&format!("the login of {user} came from a card of another organisation")));
             return refuse(Refusal::ForeignCard, out);
@@ -115,7 +130,6 @@ impl State {
 
     fn open(&mut self, now: Time, token: Token, open: &Open, (leader, uid): (Leader, u32), out: &mut Vec<Action>) {
         let server_timeout = self.settings.server_timeout;
-        let known = self.leads(leader);
         let user = &open.user;
         let answer = |reply, out: &mut Vec<Action>| out.push(Action::Reply { token, reply });
         let Some(session) = self.sessions.get_mut(user) else { return answer(Reply::NoGrant, out) };
@@ -142,6 +156,25 @@ impl State {
             }
             life.open_by = Some(life.open_by.map_or(now + server_timeout, |by| by.max(now + server_timeout)));
         }
+        self.lead(user, (leader, uid), &open.service, &open.tty, out);
+        self.advance(user, out);
+    }
+
+    /// One OS session more, led by this process.
+    pub(super) fn lead(
+        &mut self,
+        user: &UserId,
+        (leader, uid): (Leader, u32),
+        service: &str,
+        tty: &str,
+        out: &mut Vec<Action>,
+    ) {
+        let known = self.leads(leader);
+        let session = self.sessions.entry(user.clone()).or_insert_with(|| Session {
+            stage: Stage::Suspended,
+            uid: None,
+            leaders: BTreeMap::new(),
+        });
         *session.leaders.entry(leader).or_default() += 1;
         session.uid = Some(uid);
         if !known {
@@ -149,11 +182,10 @@ impl State {
         }
         out.push(Action::info(&format!(
             "{user} opens an OS session ({}, process {}, {})",
-            open.service.escape_debug(),
+            service.escape_debug(),
             leader.pid,
-            open.tty.escape_debug()
+            tty.escape_debug()
         )));
-        self.advance(user, out);
     }
 
     fn close(&mut self, now: Time, token: Token, user: &UserId, leader: Leader, out: &mut Vec<Action>) {

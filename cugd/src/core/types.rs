@@ -8,7 +8,7 @@ use std::{
 
 use cug_proto::{
     id::{GroupId, GroupName, HostName, UserId},
-    local::{CardBinding, Deliver, OfferId, Open, PeerStatus, Prepare, Reply},
+    local::{CardBinding, Deliver, OfferId, Open, PeerStatus, Prepare, Reply, Wait},
     message::{ClearReason, ClientMessage, EndReason, GroupGrant, KeyAck, Known, Peers, SessionId, WgPublicKey},
     notice::Notice,
     policy::Policy,
@@ -91,6 +91,8 @@ pub struct Settings {
     pub backend: String,
     /// What keeps other users out, `bpf+nft` or `nft`.
     pub guard: String,
+    /// How long a login waits for a server; `None`: not at all, and nobody logs in without one.
+    pub offline_wait: Option<Duration>,
 }
 
 /// A new key pair and a name for the offer.
@@ -144,6 +146,13 @@ pub enum Event {
         /// Who.
         place: Place,
     },
+    /// From the process of a login that waits for a server.
+    Waiting {
+        /// Whose.
+        number: Number,
+        /// What.
+        event: WaitingEvent,
+    },
     /// Addresses or routes of this terminal changed: its addresses, each with its subnet.
     Addresses(Vec<IpNet>),
     /// The time of [`super::State::deadline`] has come.
@@ -172,6 +181,29 @@ pub enum Request {
     Servers,
     /// What is going on, to begin with.
     Watch(Viewer),
+    /// An OS session begins without a server; the user's account here has this user ID, never 0.
+    Wait(Box<Wait>, Leader, u32),
+    /// Who logs in without a card.
+    Exempt,
+}
+
+/// From the process of a login that waits for a server.
+pub enum WaitingEvent {
+    /// It has password and PIN.
+    Ready,
+    /// The try was in vain, and nobody refused anything: why, and a random number for the backoff.
+    Away {
+        /// For the log and for the status.
+        cause: String,
+        /// Any number.
+        jitter: u32,
+    },
+    /// It is not going to succeed: a sentence for the person.
+    Refused(String),
+    /// The grant was delivered and acknowledged.
+    LoggedIn,
+    /// The process has ended by itself, or could not be started.
+    Ended(String),
 }
 
 /// From the watch of a card.
@@ -399,6 +431,29 @@ pub enum Action {
     },
     /// For those who watch.
     Tell(Notice),
+    /// Start the process of a waiting login and answer with [`Reply::Waiting`].
+    StartWaiting {
+        /// Whom to answer.
+        token: Token,
+        /// Its name.
+        number: Number,
+        /// Whose.
+        user: UserId,
+        /// Which card.
+        card: CardBinding,
+        /// For how long, for the answer.
+        minutes: u32,
+    },
+    /// Let it try to log in.
+    TryWaiting {
+        /// Which.
+        number: Number,
+    },
+    /// End it at once. Nothing of what was typed is left then.
+    StopWaiting {
+        /// Which.
+        number: Number,
+    },
 }
 
 impl Action {

@@ -155,6 +155,7 @@ fn daemon(
         host_name: "term1".parse().unwrap(),
         backend: "double".into(),
         guard: "double".into(),
+        offline_wait: None,
     };
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

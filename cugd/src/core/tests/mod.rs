@@ -2,6 +2,7 @@
 
 mod follow;
 mod herd;
+mod offline;
 mod policies;
 mod random;
 mod stories;

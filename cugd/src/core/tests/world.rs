@@ -68,6 +68,11 @@ pub struct World {
     pub zones: BTreeMap<(Number, u32), Arc<Zone>>,
     /// What those who watch were told.
     pub told: Vec<Notice>,
+    /// Waiting logins, and how often each was told to try.
+    pub processes: BTreeMap<Number, u32>,
+    /// Of the card that is delivered.
+    pub card_inode: u64,
+    announced: Option<Number>,
     tokens: u64,
     names: u8,
 }
@@ -129,6 +134,7 @@ impl World {
             host_name: "term1".parse().unwrap(),
             backend: "embedded".into(),
             guard: "bpf+nft".into(),
+            offline_wait: Some(Duration::from_secs(3600)),
         };
         Self {
             state: State::new(settings).following(Some("cug".parse().unwrap()), Time::since_boot(Duration::ZERO)),
@@ -145,6 +151,9 @@ impl World {
             exited: false,
             zones: BTreeMap::new(),
             told: Vec::new(),
+            processes: BTreeMap::new(),
+            card_inode: 2,
+            announced: None,
             tokens: 0,
             names: 0,
         }
@@ -172,13 +181,18 @@ impl World {
     }
 
     pub fn prepare(&mut self, user: UserId) -> Purpose {
+        self.prepare_for(user, "login")
+    }
+
+    /// For this PAM service.
+    pub fn prepare_for(&mut self, user: UserId, service: &str) -> Purpose {
         self.names += 1;
         // A key of 32 equal bytes below all keys of peers but the first ones.
         let private = Arc::new(key(self.names));
         let offer = [self.names; 16];
         self.keys.insert(offer, Arc::downgrade(&private));
         let keys = FreshKeys { offer, private, public: [100; 32] };
-        let prepare = Prepare { version: LOCAL_VERSION, user: user.clone(), service: "login".into() };
+        let prepare = Prepare { version: LOCAL_VERSION, user: user.clone(), service: service.into() };
         let token = self.ask(Request::Prepare(prepare, keys));
         match self.replies.remove(&token) {
             Some(Reply::Offer(offer)) => {
@@ -193,7 +207,8 @@ impl World {
 
     pub fn deliver(&mut self, offer: OfferId, groups: Vec<GroupGrant>) -> Token {
         let grant = Grant { session: offer, secret: key(0xee), groups, attach_within: 30 };
-        let binding = MediumBinding { directory: "/media/x".into(), device: 1, inode: 2, fingerprint: [0; 32] };
+        let binding =
+            MediumBinding { directory: "/media/x".into(), device: 1, inode: self.card_inode, fingerprint: [0; 32] };
         let deliver =
             Deliver { offer, grant, server: "two:2".into(), ca_pin: [0; 32], card: CardBinding::Medium(binding) };
         self.ask(Request::Deliver(Box::new(deliver)))
@@ -235,13 +250,25 @@ impl World {
             Action::ReplyPeers { token, .. } => assert!(self.outstanding.remove(&token)),
             Action::StartWatch { number, .. } => {
                 assert!(self.watches.insert(number, false).is_none());
-                self.session_of.insert(number, delivered.expect("a watch comes with a grant"));
+                match delivered {
+                    Some(session) => drop(self.session_of.insert(number, session)),
+                    // What comes next is the process that waits for a server.
+                    None => self.announced = Some(number),
+                }
             }
             Action::StopWatch { number } => {
                 let standing = self.tunnels.get(&number).is_some_and(|tunnel| !tunnel.falling);
                 assert!(!standing, "the tunnel goes before the watch");
                 self.watches.remove(&number);
             }
+            Action::StartWaiting { token, number, minutes, .. } => {
+                assert_eq!(self.announced.take(), Some(number), "a card is watched that nobody waits with");
+                assert!(self.outstanding.remove(&token) && self.processes.insert(number, 0).is_none());
+                let place = cug_proto::local::Waiting { socket: "/run/x".into(), minutes };
+                self.replies.insert(token, Reply::Waiting(place));
+            }
+            Action::TryWaiting { number } => *self.processes.get_mut(&number).expect("a process") += 1,
+            Action::StopWaiting { number } => assert!(self.processes.remove(&number).is_some()),
             Action::WatchLeader(leader) => assert!(self.leaders.insert(leader)),
             Action::ForgetLeader(leader) => assert!(self.leaders.remove(&leader)),
             Action::Connect { link, attachment } => {
@@ -365,11 +392,13 @@ impl World {
                 self.tunnels.get(number).is_some_and(|tunnel| !tunnel.falling && tunnel.ordered.contains(group));
             assert!(stands, "names outlive their interface");
         }
+        assert_eq!(self.announced, None, "a card is watched that nobody waits with");
         for (number, tunnel) in &self.tunnels {
             assert!(tunnel.falling || self.watches.get(number) == Some(&true), "a tunnel without its card");
         }
         // A private key is needed by an offer or by a life; a life has a watch from its first step to its last.
-        let alive: BTreeSet<SessionId> = self.watches.keys().map(|number| self.session_of[number]).collect();
+        let alive: BTreeSet<SessionId> =
+            self.watches.keys().filter_map(|number| self.session_of.get(number).copied()).collect();
         for (offer, key) in &self.keys {
             let offered = self.state.offers.contains_key(offer);
             assert!(offered || alive.contains(offer) || key.upgrade().is_none(), "a private key outlives its session");
