@@ -58,6 +58,9 @@ pub struct Config {
     pub removal: Removal,
     /// `removal-grace-seconds`: how long the card may be back before that. The tunnel is gone at once in any case.
     pub removal_grace: Duration,
+    /// `offline`, `offline-wait-minutes`: when no server can be reached, whether the other PAM modules decide about the OS login, and then for how long the closed group is
+    /// waited for at most. `None`: there is no login without a server.
+    pub offline_wait: Option<Duration>,
 }
 
 /// The configuration cannot be used.
@@ -135,6 +138,10 @@ struct Raw {
     removal: String,
     #[serde(default)]
     removal_grace_seconds: u64,
+    #[serde(default = "default_offline")]
+    offline: String,
+    #[serde(default = "default_offline_wait")]
+    offline_wait_minutes: u64,
 }
 
 fn default_ports() -> String {
@@ -166,6 +173,14 @@ fn default_removal() -> String {
 }
 
 fn default_grant() -> u64 {
+    60
+}
+
+fn default_offline() -> String {
+    "deny".to_owned()
+}
+
+fn default_offline_wait() -> u64 {
     60
 }
 
@@ -210,6 +225,10 @@ impl Config {
             names: names(&raw.names).map_err(wrong("names"))?,
             removal: removal(&raw.removal).map_err(wrong("removal"))?,
             removal_grace: seconds(raw.removal_grace_seconds, 0..=120).map_err(wrong("removal-grace-seconds"))?,
+            offline_wait: {
+                let wait = minutes(raw.offline_wait_minutes, 1..=480).map_err(wrong("offline-wait-minutes"))?;
+                offline(&raw.offline).map_err(wrong("offline"))?.then_some(wait)
+            },
         })
     }
 }
@@ -305,6 +324,19 @@ fn removal(text: &str) -> Result<Removal, String> {
     }
 }
 
+/// Whether other modules may let somebody in while the server is away.
+fn offline(text: &str) -> Result<bool, String> {
+    match text {
+        "deny" => Ok(false),
+        "local" => Ok(true),
+        _ => Err(format!("\"{text}\" is neither \"deny\" nor \"local\"")),
+    }
+}
+
+fn minutes(value: u64, allowed: RangeInclusive<u64>) -> Result<Duration, String> {
+    seconds(value, allowed).map(|value| value * 60)
+}
+
 fn absolute(path: PathBuf) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err(format!("\"{}\" is not an absolute path", path.display())) }
 }
@@ -353,6 +385,9 @@ mod tests {
         assert_eq!(config.listen_ports, 51820..=51919);
         assert_eq!(config.socket, Path::new(SOCKET_PATH));
         assert_eq!(config.server_timeout, Duration::from_secs(5));
+        assert_eq!(config.offline_wait, None, "without a server nobody logs in unless it was asked for");
+        let local = parse(&format!("{text}offline = \"local\"\noffline-wait-minutes = 480")).unwrap();
+        assert_eq!(local.offline_wait, Some(Duration::from_secs(480 * 60)));
     }
 
     #[test]
@@ -374,6 +409,9 @@ mod tests {
             ("servers = [\"a\"]\nnames = \"dnsmasq\"", "names"),
             ("servers = [\"a\"]\nremoval = \"shutdown\"", "removal"),
             ("servers = [\"a\"]\nremoval-grace-seconds = 121", "removal-grace-seconds"),
+            ("servers = [\"a\"]\noffline = \"allow\"", "offline"),
+            ("servers = [\"a\"]\noffline-wait-minutes = 481", "offline-wait-minutes"),
+            ("servers = [\"a\"]\noffline-wait-minutes = 0", "offline-wait-minutes"),
             ("servers = [\"a\"]\nsevrers = 1", "sevrers"),
             ("servers = 3", "servers"),
             ("", "servers"),

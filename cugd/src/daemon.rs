@@ -28,6 +28,7 @@ use crate::{
     socket::Listener,
     tunnel::{self, Backend},
     tunnels::WgTunnels,
+    waiting::Waitings,
     watch::CardWatches,
 };
 
@@ -79,6 +80,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         CardWatches::new(events.clone(), config.readers.clone(), config.media.clone()),
         Leaders::new(events.clone()),
     );
+    driver.waitings = Some(Waitings::new(events.clone(), config.socket.clone()));
     driver.names = names.unwrap_or_else(Names::off);
     let logind = Logind::start(events.clone());
     driver.logind = logind.clone();
@@ -121,6 +123,7 @@ fn settings(config: &Config, backend: Backend, layers: Layers) -> anyhow::Result
         guard: layers.name().to_owned(),
         removal: config.removal,
         removal_grace: config.removal_grace,
+        offline_wait: config.offline_wait,
     })
 }
 
@@ -137,7 +140,7 @@ fn stop_signal() -> io::Result<impl Future<Output = ()>> {
 }
 
 /// To the journal under systemd, else to standard error. `RUST_LOG` is a filter of tracing-subscriber's form; default `info`.
-fn start_log() {
+pub fn start_log() {
     let filter = || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     let result = match journal {

@@ -8,7 +8,8 @@ use std::{
 };
 
 use cug_proto::{
-    local::{self, GroupPeers, Refusal, Reply},
+    id::UserId,
+    local::{self, CardBinding, GroupPeers, Refusal, Reply},
     notice::Notice,
 };
 use tokio::{
@@ -18,7 +19,7 @@ use tokio::{
 
 use crate::{
     clock,
-    core::{Action, Event, GroupView, Leader, OsSession, Request, State, Token, TunnelEvent, Viewer, step},
+    core::{Action, Event, GroupView, Leader, Number, OsSession, Request, State, Token, TunnelEvent, Viewer, step},
     keys,
     leaders::Leaders,
     link::Links,
@@ -26,6 +27,7 @@ use crate::{
     names::{self, Names},
     tunnel::memory::scrub_stack,
     tunnels::{Order, Tunnels},
+    waiting::Waitings,
     watch::Watches,
     watchers::Watchers,
 };
@@ -72,6 +74,8 @@ pub struct Driver<T, L, W> {
     pub names: Names,
     /// logind.
     pub logind: Logind,
+    /// Logins that wait for a server; `None`: there cannot be any.
+    pub waitings: Option<Waitings>,
     watchers: Watchers,
     waiting: HashMap<Token, oneshot::Sender<Reply>>,
     tokens: u64,
@@ -88,6 +92,7 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             leaders,
             names: Names::off(),
             logind: Logind::off(),
+            waitings: None,
             watchers: Watchers::default(),
             waiting: HashMap::new(),
             tokens: 0,
@@ -160,7 +165,15 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
                 }
             },
             (local::Request::Close(user), Some(leader)) => Request::Close(user, leader),
-            (local::Request::Open(_) | local::Request::Close(_), None) => {
+            (local::Request::Wait(wait), Some(leader)) => match ask.account {
+                Some(uid) => Request::Wait(Box::new(wait), leader, uid, ask.os),
+                None => {
+                    tracing::error!(user = %wait.user, "no account of that name here, or it is root's: nobody to wait for");
+                    return refuse(ask.answer, Refusal::NotPermitted);
+                }
+            },
+            (local::Request::Exempt, _) => Request::Exempt,
+            (local::Request::Open(_) | local::Request::Close(_) | local::Request::Wait(_), None) => {
                 return refuse(ask.answer, Refusal::NotPermitted);
             }
             (local::Request::Status, _) => Request::Status(ask.viewer),
@@ -228,11 +241,39 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             }
             Action::Desk { deed, sessions } => self.logind.act(deed, sessions),
             Action::LetGo => self.logind.let_go(),
+            Action::StartWaiting { token, number, user, card, minutes } => {
+                self.start_waiting(token, (number, user, card), minutes);
+            }
+            Action::TryWaiting { number } => {
+                if let Some(waitings) = &self.waitings {
+                    waitings.attempt(number);
+                }
+            }
+            Action::StopWaiting { number } => {
+                if let Some(waitings) = &mut self.waitings {
+                    waitings.stop(number);
+                }
+            }
             Action::Tell(notice) => self.watchers.tell(&notice),
             Action::Log { level, text } => log(level, &text),
             Action::Exit => return true,
         }
         false
+    }
+
+    fn start_waiting(&mut self, token: Token, (number, user, card): (Number, UserId, CardBinding), minutes: u32) {
+        let started = match &mut self.waitings {
+            Some(waitings) => waitings.start(number, user, card),
+            None => Err(std::io::ErrorKind::Unsupported.into()),
+        };
+        match started {
+            Ok(socket) => self.reply(token, Reply::Waiting(local::Waiting { socket, minutes })),
+            Err(error) => {
+                tracing::error!(%error, "no process for a waiting login");
+                // Its limit ends what the core has noted.
+                self.reply(token, Reply::Refused(Refusal::Busy));
+            }
+        }
     }
 
     fn reply(&mut self, token: Token, reply: Reply) {

@@ -28,5 +28,6 @@ pub mod socket;
 pub mod teardown;
 pub mod tunnel;
 pub mod tunnels;
+pub mod waiting;
 pub mod watch;
 pub mod watchers;

@@ -26,6 +26,15 @@ pub fn note(notice: &Notice) -> Option<Note> {
         Happening::MemberLeft { group, member } => calm(format!("{member} left {group}"), String::new()),
         Happening::GroupJoined { group } => calm(format!("You are now a member of {group}"), String::new()),
         Happening::GroupLeft { group } => calm(format!("You are no longer a member of {group}"), String::new()),
+        Happening::WaitBegan { minutes } => calm(
+            "The closed group is closed for now".to_owned(),
+            format!(
+                "The management server cannot be reached. It opens by itself within {minutes} minutes while your card stays inserted."
+            ),
+        ),
+        Happening::WaitEnded { reason } => {
+            Some(Note { summary: "The closed group stays closed".to_owned(), body: escape(reason), urgent: true })
+        }
         Happening::SessionDown { reason, elsewhere, .. } => {
             let body = match (reason, elsewhere) {
                 (SessionEnd::Displaced, Some(host)) => {

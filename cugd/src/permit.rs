@@ -22,7 +22,7 @@ impl Caller {
 ///
 /// | request | root | others |
 /// |---|---|---|
-/// | `Open`, `Close` | yes | no |
+/// | `Open`, `Close`, `Wait`, `Exempt` | yes | no |
 /// | `Prepare` | yes | for their own account: a check of card and password, or unlocking a session of theirs |
 /// | `Deliver`, `Cancel` | yes | of their own offers, as the core knows them |
 /// | `Status`, `Peers`, `Watch` | yes, of everybody | yes, of their own sessions |
@@ -35,7 +35,7 @@ pub fn check(caller: Caller, request: &Request, account: Option<u32>) -> Result<
         (Request::Status | Request::Peers | Request::Servers | Request::Watch, _) | (_, Caller::System) => true,
         (Request::Prepare(_), Caller::User(uid)) => account == Some(uid),
         (Request::Deliver(_) | Request::Cancel(_), Caller::User(_)) => true,
-        (Request::Open(_) | Request::Close(_), Caller::User(_)) => false,
+        (Request::Open(_) | Request::Close(_) | Request::Wait(_) | Request::Exempt, Caller::User(_)) => false,
     };
     if permitted { Ok(()) } else { Err(Refusal::NotPermitted) }
 }
@@ -54,6 +54,7 @@ mod tests {
         for request in [
             Request::Open(Open { user: user(), service: "login".into(), tty: String::new(), holds: true }),
             Request::Close(user()),
+            Request::Exempt,
         ] {
             assert_eq!(check(Caller::of(0), &request, None), Ok(()));
             for uid in [1000, u32::MAX] {

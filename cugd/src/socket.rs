@@ -247,6 +247,7 @@ impl Client {
         let caller = Caller::of(self.uid);
         let account = match (&request, caller) {
             (Request::Open(open), Caller::System) => self.account(open.user.clone()).await,
+            (Request::Wait(wait), Caller::System) => self.account(wait.user.clone()).await,
             (Request::Prepare(prepare), Caller::User(_)) => self.account(prepare.user.clone()).await,
             _ => None,
         };
@@ -262,7 +263,7 @@ impl Client {
         let caller = self.pid.and_then(|pid| pidfd::hold(pid).ok());
         let os = match (&request, &caller) {
             // The process is held, so its number is not another's meanwhile.
-            (Request::Open(_), Some((leader, _))) => self.logind.session_of(leader.pid).await,
+            (Request::Open(_) | Request::Wait(_), Some((leader, _))) => self.logind.session_of(leader.pid).await,
             _ => OsSession::Unknown,
         };
         let watch = matches!(request, Request::Watch).then_some(watch);
@@ -289,9 +290,13 @@ impl Client {
             Request::Status | Request::Peers | Request::Watch => {
                 user_name(self.uid).await.map_or(Viewer::Nobody, Viewer::User)
             }
-            Request::Prepare(_) | Request::Deliver(_) | Request::Cancel(_) | Request::Open(_) | Request::Close(_) => {
-                Viewer::Nobody
-            }
+            Request::Prepare(_)
+            | Request::Deliver(_)
+            | Request::Cancel(_)
+            | Request::Open(_)
+            | Request::Close(_)
+            | Request::Wait(_)
+            | Request::Exempt => Viewer::Nobody,
             // The same for everybody.
             Request::Servers => Viewer::Nobody,
         }

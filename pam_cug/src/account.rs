@@ -20,7 +20,7 @@ pub fn manage(host: &mut dyn Host) -> PamResultCode {
             host.error(&denied_sentence(&reason));
             account_code(reason)
         }
-        Some(Marked::Failed) | None => PamResultCode::PAM_IGNORE,
+        Some(Marked::Failed | Marked::Away) | None => PamResultCode::PAM_IGNORE,
     }
 }
 
@@ -62,6 +62,7 @@ mod tests {
         for (result, code) in [
             (Some(Marked::Authenticated), PamResultCode::PAM_SUCCESS),
             (Some(Marked::Failed), PamResultCode::PAM_IGNORE),
+            (Some(Marked::Away), PamResultCode::PAM_IGNORE),
             (None, PamResultCode::PAM_IGNORE),
         ] {
             assert_eq!(manage(&mut host(result, vec![])), code);

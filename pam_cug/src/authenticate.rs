@@ -2,17 +2,24 @@
 
 use crate::{
     challenge::{self, Errand, Opened},
-    exchange::{self, Wish},
+    exchange::{self, LoggedIn, Wish},
     exempt::{is_exempt, is_listed, is_remote},
     failure::Failure,
-    host::{Host, Kept, Marked, Marker},
-    login::Answer,
-    offer::{HeldOffer, prepare},
+    host::{Host, Kept, Later, Marked, Marker},
+    later,
+    offer::{HeldOffer, check_organisation, exempt, prepare},
     options::{Options, PasswordSource},
     parts::Parts,
 };
 use cug_card::{Card, CardError, PinRequest, Selection};
-use cug_proto::{ProtocolError, id::UserId, local::Offer, message::DenyReason, secret::SecretBytes};
+use cug_login::Failure as LoginFailure;
+use cug_proto::{
+    id::UserId,
+    local::{Offer, Refusal},
+    message::{DenyReason, Purpose},
+    secret::SecretBytes,
+    waiting::HandOver,
+};
 use pam::constants::PamResultCode;
 use std::time::Duration;
 
@@ -22,6 +29,8 @@ enum Verdict {
     Authenticated,
     /// Not this module's business, and why.
     NotOurs(&'static str),
+    /// No server can be reached, and the configuration leaves the OS login to other modules.
+    Away,
 }
 
 /// Logs in, tells the person and the log what became of it, and gives the code for libpam.
@@ -30,6 +39,10 @@ pub fn authenticate(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -
         Ok(Verdict::Authenticated) => PamResultCode::PAM_SUCCESS,
         Ok(Verdict::NotOurs(why)) => {
             host.log(libc::LOG_DEBUG, &format!("ignored: {why}"));
+            PamResultCode::PAM_IGNORE
+        }
+        Ok(Verdict::Away) => {
+            host.info(later::AWAY);
             PamResultCode::PAM_IGNORE
         }
         Err(failure) => {
@@ -51,7 +64,12 @@ fn log_in(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> Result<V
     // What is no user ID may be a password in the wrong place: it does not go into the log.
     let user: UserId = name.parse().map_err(|_| Failure::NotAUserId)?;
     let earlier = earlier_password(host, options);
-    let offer = earlier.and_then(|earlier| Ok((prepare(host, &*parts.daemon, &user)?, earlier)));
+    let offer = earlier.and_then(|earlier| Ok((prepare(&*parts.daemon, &user, host.service())?, earlier)));
+    if let Err(Failure::Login(LoginFailure::Refused(Refusal::Version))) = &offer
+        && exempt(&*parts.daemon).is_some_and(|names| is_listed(&name, &names, &*parts.accounts))
+    {
+        return Ok(Verdict::NotOurs("the user is exempt by the configuration of cugd, which is of another version"));
+    }
     if let Ok((offer, _)) = &offer
         && is_listed(&name, &offer.offer.exempt, &*parts.accounts)
     {
@@ -60,19 +78,20 @@ fn log_in(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> Result<V
     let outcome = offer.and_then(|(offer, earlier)| log_member_in(host, parts, &user, offer, earlier));
     let what = match &outcome {
         Ok(Marked::MustChange) => "may log in with a card once the password is changed",
+        Ok(Marked::Away) => "could not log in: the server is away",
         Ok(_) => "logged in with a card",
         Err(_) => "did not log in with a card",
     };
     host.log(libc::LOG_INFO, &format!("{user} {what}"));
     let result = match &outcome {
         Ok(result) => *result,
-        Err(Failure::Denied(reason)) if is_about_the_account(*reason) => Marked::Refused(*reason),
+        Err(Failure::Login(LoginFailure::Denied(reason))) if is_about_the_account(*reason) => Marked::Refused(*reason),
         Err(_) => Marked::Failed,
     };
     if let Err(code) = host.mark(Marker { user, result }) {
         host.log(libc::LOG_ERR, &format!("cannot remember the login on the handle: {code:?}"));
     }
-    outcome.map(|_| Verdict::Authenticated)
+    outcome.map(|result| if result == Marked::Away { Verdict::Away } else { Verdict::Authenticated })
 }
 
 /// The login of a member, step by step. An error, whichever, makes cugd forget the offer.
@@ -89,17 +108,20 @@ fn log_member_in(
     let (opened, password) = open_challenge_and_ask_password(host, &errand, &mut *card, earlier)?;
     let purpose = offer.offer.purpose;
     let wish = Wish { user, offer: &offer.offer, purpose, password: &password, new_password: None };
-    let (answer, line) = exchange::send_login(&errand, &wish, &mut *card, pin.as_ref(), opened)?;
-    let result = match answer {
-        Answer::Denied(DenyReason::MustChangePassword) => Marked::MustChange,
-        Answer::Denied(reason) => return Err(Failure::Denied(reason)),
-        Answer::PasswordChanged => return Err(Failure::Protocol(ProtocolError::OutOfOrder)),
-        Answer::Verified => Marked::Authenticated,
-        Answer::Granted(granted) => {
-            exchange::deliver_and_acknowledge(&errand, &offer, &*card, granted, line)?;
+    let logged_in =
+        opened.and_then(|opened| exchange::log_in(&errand, &offer, &wish, &mut *card, pin.as_ref(), opened));
+    let result = match logged_in {
+        Ok(LoggedIn::Granted) => {
             offer.keep();
             Marked::Authenticated
         }
+        Ok(LoggedIn::Verified) => Marked::Authenticated,
+        Ok(LoggedIn::MustChange) => Marked::MustChange,
+        Err(failure) if failure.is_away() && offer.offer.offline_local => {
+            host.log(libc::LOG_NOTICE, &format!("no server: {}", failure.chain()));
+            Marked::Away
+        }
+        Err(failure) => return Err(failure.into()),
     };
     if let Err(code) = host.hand_password_on(&password) {
         host.log(libc::LOG_WARNING, &format!("cannot hand the password on to later modules: {code:?}"));
@@ -109,6 +131,12 @@ fn log_member_in(
         let kept = Kept { user: user.clone(), password, pin, card: *card.fingerprint() };
         if let Err(code) = host.keep(kept) {
             host.log(libc::LOG_WARNING, &format!("cannot keep the password until it is changed: {code:?}"));
+        }
+    } else if result == Marked::Away && purpose == Purpose::Open {
+        // Not before the session begins: until then nobody knows whether the person is let in.
+        let later = Later { user: user.clone(), typed: HandOver { password, pin }, card: card.binding() };
+        if let Err(code) = host.keep_for_later(later) {
+            host.log(libc::LOG_WARNING, &format!("cannot keep the password until the session begins: {code:?}"));
         }
     }
     Ok(result)
@@ -149,10 +177,9 @@ pub fn find_card(host: &mut dyn Host, parts: &Parts<'_>, offer: &Offer) -> Resul
         Selection { readers: offer.readers.clone(), media: offer.media.clone(), taken: offer.taken.clone() };
     let wait = Duration::from_millis(offer.card_wait_ms.into()).min(LONGEST_CARD_WAIT);
     let mut ask = || host.info("Please insert your card.");
-    let card = parts.readers.find(&selection, parts.clock.now() + wait, &mut ask).map_err(Failure::Card)?;
-    // The card says whom to trust, so whom the card trusts is checked first: else a card and a server of one's own let one in as anybody.
-    let ours = offer.ca_pins.iter().any(|pin| **pin == *card.server_object().ca_pin());
-    if ours { Ok(card) } else { Err(Failure::ForeignCard) }
+    let card = parts.readers.find(&selection, parts.clock.now() + wait, &mut ask).map_err(LoginFailure::Card)?;
+    check_organisation(offer, &*card)?;
+    Ok(card)
 }
 
 /// Tries for a PIN within one login. The last try before the card blocks is never taken without a new login.
@@ -161,7 +188,7 @@ const PIN_PROMPTS: u8 = 3;
 /// Asks for PIN or passphrase if the card wants one; it is kept for a card that wants it again.
 pub fn unlock(host: &mut dyn Host, card: &mut dyn Card) -> Result<Option<SecretBytes>, Failure> {
     for prompts_left in (0..PIN_PROMPTS).rev() {
-        let prompt = match card.pin().map_err(Failure::Card)? {
+        let prompt = match card.pin().map_err(LoginFailure::Card)? {
             PinRequest::NotNeeded => return Ok(None),
             PinRequest::Pin { tries_left } => {
                 if tries_left == Some(1) {
@@ -174,11 +201,13 @@ pub fn unlock(host: &mut dyn Host, card: &mut dyn Card) -> Result<Option<SecretB
         let pin = host.prompt(prompt).map_err(Failure::Conversation)?;
         match card.unlock(&pin) {
             Ok(()) => return Ok(Some(pin)),
-            Err(error) if prompts_left > 0 && may_ask_again(&error) => host.error(&Failure::Card(error).to_string()),
-            Err(error) => return Err(Failure::Card(error)),
+            Err(error) if prompts_left > 0 && may_ask_again(&error) => {
+                host.error(&LoginFailure::Card(error).to_string())
+            }
+            Err(error) => return Err(LoginFailure::Card(error).into()),
         }
     }
-    Err(Failure::Card(CardError::PinRequired))
+    Err(LoginFailure::Card(CardError::PinRequired).into())
 }
 
 fn may_ask_again(error: &CardError) -> bool {
@@ -201,7 +230,7 @@ fn open_challenge_and_ask_password<'a>(
     errand: &Errand<'a>,
     card: &mut dyn Card,
     earlier: Option<SecretBytes>,
-) -> Result<(Opened<'a>, SecretBytes), Failure> {
+) -> Result<(Result<Opened<'a>, LoginFailure>, SecretBytes), Failure> {
     let (opened, password) = match earlier {
         Some(password) => (challenge::obtain(errand, card), Ok(password)),
         None => challenge::while_asking(errand, card, || host.prompt("Password: ")),
@@ -210,7 +239,7 @@ fn open_challenge_and_ask_password<'a>(
     if password.expose().is_empty() {
         return Err(Failure::NoPassword);
     }
-    Ok((opened?, password))
+    Ok((opened, password))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::{
     parts::Parts,
 };
 use cug_card::Card;
+use cug_login::Failure as LoginFailure;
 use cug_proto::{
     ProtocolError,
     id::UserId,
@@ -96,14 +97,15 @@ fn try_to_change(host: &mut dyn Host, options: &Options, parts: &Parts<'_>, phas
     }
     if phase.preliminary {
         // The offer is given back at once: this is the question whether cugd is there.
-        drop(prepare(host, &*parts.daemon, &user)?);
+        drop(prepare(&*parts.daemon, &user, host.service())?);
         return Ok(Verdict::Done);
     }
     change_members(host, options, parts, &user, must)?;
     host.log(libc::LOG_INFO, &format!("{user} changed the password"));
     if must {
         let marker = Marker { user, result: Marked::Authenticated };
-        host.mark(marker).map_err(|code| Failure::Internal(format!("the login cannot be remembered: {code:?}")))?;
+        host.mark(marker)
+            .map_err(|code| LoginFailure::Internal(format!("the login cannot be remembered: {code:?}")))?;
     }
     Ok(Verdict::Done)
 }
@@ -117,7 +119,7 @@ fn change_members(
     must: bool,
 ) -> Result<(), Failure> {
     let kept = host.take_kept().filter(|kept| must && kept.user == *user);
-    let offer = prepare(host, &*parts.daemon, user)?;
+    let offer = prepare(&*parts.daemon, user, host.service())?;
     let mut card = find_card(host, parts, &offer.offer)?;
     let (kept_pin, kept_password) = match kept {
         Some(kept) => (kept.pin.map(|pin| (pin, kept.card)), Some(kept.password)),
@@ -148,7 +150,7 @@ fn unlock_as_before(
 ) -> Result<Option<SecretBytes>, Failure> {
     match kept {
         Some((pin, of)) if of == *card.fingerprint() => {
-            card.unlock(&pin).map_err(Failure::Card)?;
+            card.unlock(&pin).map_err(LoginFailure::Card)?;
             Ok(Some(pin))
         }
         _ => unlock(host, card),
@@ -201,14 +203,14 @@ impl Change<'_> {
                     return Ok(new);
                 }
                 Answer::Denied(reason @ DenyReason::NewPassword(_)) if tries_left > 0 => {
-                    host.error(&Failure::Denied(reason).to_string());
+                    host.error(&LoginFailure::Denied(reason).to_string());
                     // A card may want its PIN for each operation.
                     if let Some(pin) = self.pin {
-                        card.unlock(pin).map_err(Failure::Card)?;
+                        card.unlock(pin).map_err(LoginFailure::Card)?;
                     }
                 }
-                Answer::Denied(reason) => return Err(Failure::Denied(reason)),
-                Answer::Verified => return Err(Failure::Protocol(ProtocolError::OutOfOrder)),
+                Answer::Denied(reason) => return Err(LoginFailure::Denied(reason).into()),
+                Answer::Verified => return Err(LoginFailure::Protocol(ProtocolError::OutOfOrder).into()),
             }
         }
         Err(Failure::NotTheSame)

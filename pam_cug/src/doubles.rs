@@ -1,66 +1,31 @@
 //! Scripts in the place of the person, the card, the daemon and the server. Each asserts on drop that its script was used up.
 
 mod host;
-mod server;
-mod tls;
 
+pub use cug_login::doubles::{Act, FakeServers, ManualClock, TestCard, assert_used_up, server_object, user_a};
 pub use host::{Line, ScriptHost};
-pub use server::{Act, CHALLENGE, FakeServers, FakeSession, encode_body, envelope_key, server_object};
-pub use tls::{TestCa, tls_server};
 
 use crate::{
     daemon::{Daemon, DaemonError},
-    edge::{Clock, SystemClock},
     exempt::Accounts,
     parts::{Parts, Readers},
 };
-use cug_card::{Card, CardBinding, CardError, PinRequest, Selection};
+use cug_card::{Card, CardBinding, CardError, Selection};
 use cug_proto::{
-    id::UserId,
-    local::{MediumBinding, Offer, Reply, Request},
-    message::{Fingerprint, Purpose},
-    secret::{Secret, SecretBytes},
-    trust::ServerObject,
+    local::{LOCAL_VERSION, Offer, Reply, Request},
+    message::Purpose,
+    waiting::HandOver,
 };
-use nix::sys::signal::SigSet;
 use std::{
     cell::RefCell,
     collections::VecDeque,
-    sync::atomic::{AtomicU64, Ordering},
+    path::Path,
     time::{Duration, Instant},
 };
 
-pub fn user_a() -> UserId {
-    "USER-A".parse().unwrap()
-}
-
-/// Left-over entries are a failure of the test, unless it failed already.
-pub fn assert_used_up(what: &str, left: usize) {
-    assert!(left == 0 || std::thread::panicking(), "{left} entries of the script of the {what} were not used");
-}
-
-/// A clock that stands still until it is told to go on.
-pub struct ManualClock {
-    begin: Instant,
-    milliseconds: AtomicU64,
-}
-
-impl Default for ManualClock {
-    fn default() -> Self {
-        Self { begin: SystemClock.now(), milliseconds: AtomicU64::new(0) }
-    }
-}
-
-impl ManualClock {
-    pub fn advance(&self, time: Duration) {
-        self.milliseconds.fetch_add(u64::try_from(time.as_millis()).unwrap(), Ordering::Relaxed);
-    }
-}
-
-impl Clock for ManualClock {
-    fn now(&self) -> Instant {
-        self.begin + Duration::from_millis(self.milliseconds.load(Ordering::Relaxed))
-    }
+/// The card of the doubles.
+pub fn binding() -> CardBinding {
+    TestCard::default().binding()
 }
 
 #[derive(Default, Clone, Copy)]
@@ -86,6 +51,10 @@ pub enum Asked {
     Open,
     Join,
     Close,
+    Wait,
+    WaitToo,
+    HandOver,
+    Exempt,
 }
 
 /// A daemon that expects these requests and gives these answers.
@@ -118,10 +87,24 @@ impl Daemon for ScriptDaemon {
             Request::Open(open) if open.holds => Asked::Open,
             Request::Open(_) => Asked::Join,
             Request::Close(_) => Asked::Close,
+            Request::Wait(wait) if wait.leads => Asked::Wait,
+            Request::Wait(_) => Asked::WaitToo,
+            Request::Exempt => Asked::Exempt,
             Request::Watch | Request::Status | Request::Peers | Request::Servers => {
                 panic!("not a request of the module")
             }
         };
+        self.next(asked)
+    }
+
+    fn hand_over(&self, _: &Path, typed: &HandOver, _: Duration) -> Result<(), DaemonError> {
+        assert_eq!(typed.password.expose(), b"passwd1");
+        self.next(Asked::HandOver).map(drop)
+    }
+}
+
+impl ScriptDaemon {
+    fn next(&self, asked: Asked) -> Result<Reply, DaemonError> {
         let (expected, answer) =
             self.0.borrow_mut().pop_front().unwrap_or_else(|| panic!("unexpected request {asked:?}"));
         assert_eq!(asked, expected);
@@ -151,85 +134,8 @@ pub fn offer(purpose: Purpose) -> Offer {
         ca_pins: vec![[0; 32].into(), (*server_object().ca_pin()).into()],
         taken: vec![],
         without_groups: false,
-    }
-}
-
-/// A card that opens every challenge with the same key.
-pub struct TestCard {
-    /// What `pin` answers, one after the other; `NotNeeded` afterwards.
-    pub pins: VecDeque<PinRequest>,
-    /// What `unlock` expects and answers.
-    pub unlocks: VecDeque<(&'static str, Result<(), CardError>)>,
-    /// What `open_challenge` answers instead of the key.
-    pub operation: Option<CardError>,
-    pub panics: bool,
-    pub mask_at_operation: Option<SigSet>,
-    object: ServerObject,
-}
-
-impl Default for TestCard {
-    fn default() -> Self {
-        let (pins, unlocks) = (VecDeque::new(), VecDeque::new());
-        Self { pins, unlocks, operation: None, panics: false, mask_at_operation: None, object: server_object() }
-    }
-}
-
-impl TestCard {
-    pub fn failing(error: CardError) -> Self {
-        let mut card = Self::default();
-        card.operation = Some(error);
-        card
-    }
-    pub fn panicking() -> Self {
-        let mut card = Self::default();
-        card.panics = true;
-        card
-    }
-    pub fn with_pin(tries: &[u8], unlocks: Vec<(&'static str, Result<(), CardError>)>) -> Self {
-        let mut card = Self::default();
-        card.pins = tries.iter().map(|&tries| PinRequest::Pin { tries_left: Some(tries) }).collect();
-        card.unlocks = unlocks.into();
-        card
-    }
-}
-
-impl Card for TestCard {
-    fn fingerprint(&self) -> &Fingerprint {
-        &[1; 32]
-    }
-    fn server_object(&self) -> &ServerObject {
-        &self.object
-    }
-    fn pin(&mut self) -> Result<PinRequest, CardError> {
-        Ok(self.pins.pop_front().unwrap_or(PinRequest::NotNeeded))
-    }
-    fn unlock(&mut self, pin: &SecretBytes) -> Result<(), CardError> {
-        let (expected, answer) = self.unlocks.pop_front().expect("an unexpected PIN");
-        assert_eq!(pin.expose(), expected.as_bytes());
-        answer
-    }
-    fn open_challenge(&mut self, ciphertext: &[u8]) -> Result<Secret<32>, CardError> {
-        assert_eq!(ciphertext.len(), 256);
-        assert!(!self.panics, "the card panics");
-        self.mask_at_operation = Some(SigSet::thread_get_mask().unwrap());
-        match self.operation.take() {
-            Some(error) => Err(error),
-            None => Ok(Secret::copy_from(&CHALLENGE).unwrap()),
-        }
-    }
-    fn binding(&self) -> CardBinding {
-        CardBinding::Medium(MediumBinding {
-            directory: "/media/card".into(),
-            device: 1,
-            inode: 2,
-            fingerprint: [1; 32],
-        })
-    }
-}
-
-impl Drop for TestCard {
-    fn drop(&mut self) {
-        assert_used_up("card", self.pins.len() + self.unlocks.len());
+        version: LOCAL_VERSION,
+        offline_local: false,
     }
 }
 
@@ -284,6 +190,10 @@ impl World {
 impl Daemon for &ScriptDaemon {
     fn call(&self, request: &Request, limit: Duration) -> Result<Reply, DaemonError> {
         (**self).call(request, limit)
+    }
+
+    fn hand_over(&self, socket: &Path, typed: &HandOver, limit: Duration) -> Result<(), DaemonError> {
+        (**self).hand_over(socket, typed, limit)
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
     change::{self, Phase},
     guard,
     host::PamHost,
+    later,
     options::Options,
     parts::Parts,
     session,
@@ -32,8 +33,15 @@ impl PamHooks for PamCug {
         })
     }
 
-    fn sm_setcred(handle: &mut PamHandle, _: Vec<&CStr>, flags: PamFlag) -> PamResultCode {
-        guard::run(handle, |handle| account::set_credentials(&mut PamHost::new(handle, flags)))
+    fn sm_setcred(handle: &mut PamHandle, args: Vec<&CStr>, flags: PamFlag) -> PamResultCode {
+        guard::run(handle, |handle| {
+            let mut host = PamHost::new(handle, flags);
+            let options = Options::of(&args, &mut host);
+            if later::unlocks(flags) {
+                later::unlocked(&mut host, &options, &Parts::real(&options));
+            }
+            account::set_credentials(&mut host)
+        })
     }
 
     fn acct_mgmt(handle: &mut PamHandle, _: Vec<&CStr>, flags: PamFlag) -> PamResultCode {

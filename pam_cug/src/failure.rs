@@ -1,15 +1,13 @@
-//! Every way in which a login can fail: one sentence for the person (`Display`), a cause for the log (`source`), a code for libpam.
+//! Every way in which the module can fail: one sentence for the person (`Display`), a cause for the log (`source`), a code for libpam.
 
-use crate::{daemon::DaemonError, login::Stop, server::LinkError};
 use cug_card::CardError;
-use cug_proto::{
-    ProtocolError,
-    local::Refusal,
-    message::{DenyReason, Unavailable},
-};
+use cug_login::Failure as LoginFailure;
+use cug_proto::{local::Refusal, message::DenyReason};
 use pam::constants::PamResultCode;
 
-/// Why a login failed. Sentences end in the step that the person can take.
+pub use cug_login::failure::denied_sentence;
+
+/// Why the module failed. Sentences end in the step that the person can take.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// No name could be had from the program.
@@ -18,18 +16,6 @@ pub enum Failure {
     /// The name is not one that a member can have. The same sentence as for a wrong one.
     #[error("User ID, card or password is not right.")]
     NotAUserId,
-    /// cugd cannot be reached.
-    #[error("The VPN service of this workstation does not answer; please tell the administrator (cugd).")]
-    Daemon(#[source] DaemonError),
-    /// cugd says no.
-    #[error("{}.", capitalised(.0))]
-    Refused(Refusal),
-    /// Something with the card; its sentence is the card library's.
-    #[error("{}", sentence(.0))]
-    Card(#[source] CardError),
-    /// The card names a CA that this workstation does not trust.
-    #[error("This card is not of this organisation.")]
-    ForeignCard,
     /// The program could not ask.
     #[error("The password could not be asked for.")]
     Conversation(PamResultCode),
@@ -39,40 +25,15 @@ pub enum Failure {
     /// `use_first_pass`, and there is none.
     #[error("No earlier step of this login asked for the password; please tell the administrator (use_first_pass).")]
     NoEarlierPassword,
-    /// The daemon's configuration names no server.
-    #[error("No management server is configured on this workstation; please tell the administrator.")]
-    NoServer,
-    /// No server could be talked to.
-    #[error("{}", link_sentence(.0))]
-    Server(#[source] LinkError),
-    /// The server is there but cannot serve now.
-    #[error("{}", unavailable_sentence(.0))]
-    Unavailable(Unavailable),
-    /// The server does not keep to the protocol.
-    #[error(
-        "The management server gave an answer that was not understood; please try again, then tell the administrator."
-    )]
-    Protocol(#[source] ProtocolError),
-    /// Unknown user, unknown card, or a card that did not answer. One sentence for all.
-    #[error("User ID, card or password is not right.")]
-    Rejected,
-    /// The card is right, and the server says why it refuses.
-    #[error("{}", denied_sentence(.0))]
-    Denied(DenyReason),
     /// The new password was not typed twice the same.
     #[error("The new password was not typed twice the same; the old one stays.")]
     NotTheSame,
     /// `use_authtok`, and no earlier module has asked for a new password.
     #[error("No earlier step asked for the new password; please tell the administrator (use_authtok).")]
     NoNewPassword,
-    /// The new password was sent and no answer came.
-    #[error(
-        "The management server did not answer in time: try the new password first, and if it is not right, the old one."
-    )]
-    Unsure(#[source] LinkError),
-    /// A fault in this module.
-    #[error("The login failed for an internal reason; please tell the administrator.")]
-    Internal(String),
+    /// The login, or what it needs.
+    #[error(transparent)]
+    Login(#[from] LoginFailure),
 }
 
 impl Failure {
@@ -84,22 +45,9 @@ impl Failure {
             }
             Self::NoUser(_) | Self::NotAUserId => PamResultCode::PAM_USER_UNKNOWN,
             Self::NoEarlierPassword => PamResultCode::PAM_AUTHTOK_RECOVERY_ERR,
-            Self::Daemon(_) | Self::NoServer | Self::Server(_) | Self::Unavailable(_) | Self::Protocol(_) => {
-                PamResultCode::PAM_AUTHINFO_UNAVAIL
-            }
-            Self::Refused(Refusal::UnknownOffer | Refusal::CardGone | Refusal::ForeignCard) => {
-                PamResultCode::PAM_AUTH_ERR
-            }
-            Self::Refused(_) => PamResultCode::PAM_AUTHINFO_UNAVAIL,
-            Self::Card(error) => card_code(error),
-            Self::Conversation(_) | Self::NoPassword | Self::Rejected | Self::ForeignCard => {
-                PamResultCode::PAM_AUTH_ERR
-            }
-            Self::Denied(DenyReason::WrongPassword) => PamResultCode::PAM_AUTH_ERR,
-            Self::Denied(DenyReason::TooManyAttempts(_)) => PamResultCode::PAM_MAXTRIES,
-            Self::Denied(reason) => account_code(*reason),
-            Self::NotTheSame | Self::NoNewPassword | Self::Unsure(_) => PamResultCode::PAM_AUTHTOK_ERR,
-            Self::Internal(_) => PamResultCode::PAM_SYSTEM_ERR,
+            Self::Conversation(_) | Self::NoPassword => PamResultCode::PAM_AUTH_ERR,
+            Self::NotTheSame | Self::NoNewPassword => PamResultCode::PAM_AUTHTOK_ERR,
+            Self::Login(failure) => login_code(failure),
         }
     }
 
@@ -117,24 +65,28 @@ impl Failure {
 
     /// The sentence and all its causes, for the log.
     pub fn chain(&self) -> String {
-        let mut line = format!("{self:?}");
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            line.push_str(": ");
-            line.push_str(&error.to_string());
-            cause = error.source();
-        }
-        line
+        cug_login::failure::chain(self)
     }
 }
 
-impl From<Stop> for Failure {
-    fn from(stop: Stop) -> Self {
-        match stop {
-            Stop::Rejected => Self::Rejected,
-            Stop::Unavailable(why) => Self::Unavailable(why),
-            Stop::Protocol(error) => Self::Protocol(error),
+fn login_code(failure: &LoginFailure) -> PamResultCode {
+    match failure {
+        LoginFailure::Daemon(_)
+        | LoginFailure::NoServer
+        | LoginFailure::Server(_)
+        | LoginFailure::Unavailable(_)
+        | LoginFailure::Protocol(_) => PamResultCode::PAM_AUTHINFO_UNAVAIL,
+        LoginFailure::Refused(Refusal::UnknownOffer | Refusal::CardGone | Refusal::ForeignCard) => {
+            PamResultCode::PAM_AUTH_ERR
         }
+        LoginFailure::Refused(_) => PamResultCode::PAM_AUTHINFO_UNAVAIL,
+        LoginFailure::Card(error) => card_code(error),
+        LoginFailure::Rejected | LoginFailure::ForeignCard => PamResultCode::PAM_AUTH_ERR,
+        LoginFailure::Denied(DenyReason::WrongPassword) => PamResultCode::PAM_AUTH_ERR,
+        LoginFailure::Denied(DenyReason::TooManyAttempts(_)) => PamResultCode::PAM_MAXTRIES,
+        LoginFailure::Denied(reason) => account_code(*reason),
+        LoginFailure::Unsure(_) => PamResultCode::PAM_AUTHTOK_ERR,
+        LoginFailure::Internal(_) => PamResultCode::PAM_SYSTEM_ERR,
     }
 }
 
@@ -151,85 +103,6 @@ pub fn account_code(reason: DenyReason) -> PamResultCode {
         DenyReason::BadRequest => PamResultCode::PAM_SYSTEM_ERR,
         DenyReason::NewPassword(_) => PamResultCode::PAM_AUTHTOK_ERR,
     }
-}
-
-/// The sentence for a refusal by the server.
-pub fn denied_sentence(reason: &DenyReason) -> String {
-    match reason {
-        DenyReason::WrongPassword => "The password is not right; please try again.".into(),
-        DenyReason::Disabled => "This account is disabled; please ask the administrator.".into(),
-        DenyReason::CardRevoked => "This card has been revoked; please ask the administrator for a new one.".into(),
-        DenyReason::NoGroup => "This account belongs to no group; please ask the administrator.".into(),
-        DenyReason::TooManyAttempts(seconds) => {
-            format!("Too many wrong passwords; please try again in {}.", duration(*seconds))
-        }
-        DenyReason::MustChangePassword => {
-            "The password must be changed first; please ask the administrator for a new one.".into()
-        }
-        DenyReason::Expired => "This account has expired; please ask the administrator.".into(),
-        DenyReason::OutsideHours => "This account may not log in at this time of day.".into(),
-        DenyReason::BadRequest => {
-            "The server did not accept this workstation's request; please tell the administrator.".into()
-        }
-        DenyReason::NewPassword(problem) => problem.to_string(),
-    }
-}
-
-fn link_sentence(error: &LinkError) -> &'static str {
-    match error {
-        LinkError::NotTrusted(error) if is_about_time(error) => {
-            "This workstation's clock and the management server's certificate disagree about the date; please tell the administrator."
-        }
-        LinkError::NotTrusted(_) => {
-            "The management server is not the one that this card trusts; please tell the administrator."
-        }
-        LinkError::Timeout => {
-            "The management server did not answer in time; please try again or ask the administrator."
-        }
-        _ => "The management server cannot be reached; please try again or ask the administrator.",
-    }
-}
-
-/// A certificate of the right CA whose time has not come or has passed, by this workstation's clock.
-fn is_about_time(error: &rustls::Error) -> bool {
-    use rustls::CertificateError as Bad;
-    let timely = |bad: &Bad| {
-        matches!(bad, Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. })
-    };
-    matches!(error, rustls::Error::InvalidCertificate(bad) if timely(bad))
-}
-
-fn unavailable_sentence(why: &Unavailable) -> String {
-    match why {
-        Unavailable::Busy(seconds) => {
-            format!("The management server is busy; please try again in {}.", duration(*seconds))
-        }
-        Unavailable::Version(_) => {
-            "This workstation and the management server are of different versions; please tell the administrator."
-                .into()
-        }
-        Unavailable::Fault => "The management server has a fault; please tell the administrator.".into(),
-    }
-}
-
-fn duration(seconds: u32) -> String {
-    match seconds {
-        0 | 1 => "a moment".into(),
-        2..=119 => format!("{seconds} seconds"),
-        _ => format!("{} minutes", seconds.div_ceil(60)),
-    }
-}
-
-/// A text of another crate as a sentence of this one.
-fn capitalised(text: &impl ToString) -> String {
-    let text = text.to_string();
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
-}
-
-fn sentence(text: &impl ToString) -> String {
-    let text = capitalised(text);
-    if text.ends_with(['.', '!', '?']) { text } else { text + "." }
 }
 
 /// A PAM file may let `authinfo_unavail` fall back to another module, so that code is for what is broken, never for what the person in front of it can
@@ -271,7 +144,7 @@ mod tests {
         let sentences: std::collections::BTreeSet<_> = all_reasons().iter().map(denied_sentence).collect();
         assert_eq!(sentences.len(), all_reasons().len());
         for reason in all_reasons() {
-            for code in [account_code(reason), Failure::Denied(reason).code()] {
+            for code in [account_code(reason), Failure::from(LoginFailure::Denied(reason)).code()] {
                 assert!(
                     !matches!(
                         code,
@@ -285,21 +158,7 @@ mod tests {
 
     #[test]
     fn an_unknown_user_and_a_wrong_card_read_the_same() {
-        assert_eq!(Failure::NotAUserId.to_string(), Failure::Rejected.to_string());
-    }
-
-    #[test]
-    fn sentences_are_sentences() {
-        let failures = [
-            Failure::Refused(Refusal::Version),
-            Failure::Server(LinkError::Timeout),
-            Failure::Unavailable(Unavailable::Busy(200)),
-            Failure::Daemon(DaemonError::Timeout),
-        ];
-        for text in failures.iter().map(ToString::to_string).chain(all_reasons().iter().map(denied_sentence)) {
-            assert!(text.starts_with(char::is_uppercase) && text.ends_with('.') && !text.contains('\n'), "{text}");
-        }
-        assert!(Failure::Unavailable(Unavailable::Busy(200)).to_string().contains("4 minutes"));
+        assert_eq!(Failure::NotAUserId.to_string(), Failure::from(LoginFailure::Rejected).to_string());
     }
 
     #[test]
@@ -307,27 +166,9 @@ mod tests {
         for error in
             [CardError::NoCard, CardError::Redirected, CardError::NotOurs, CardError::Removed, CardError::PinFormat]
         {
-            assert_eq!(Failure::Card(error).code(), PamResultCode::PAM_AUTH_ERR);
+            assert_eq!(Failure::from(LoginFailure::Card(error)).code(), PamResultCode::PAM_AUTH_ERR);
         }
-        assert_eq!(Failure::Card(CardError::NoReader).code(), PamResultCode::PAM_AUTHINFO_UNAVAIL);
-        assert_eq!(Failure::Card(CardError::PinBlocked).code(), PamResultCode::PAM_MAXTRIES);
-    }
-
-    #[test]
-    fn a_wrong_clock_is_not_taken_for_a_wrong_server() {
-        use rustls::CertificateError::{Expired, NotValidYet, UnknownIssuer};
-        let sentence = |bad| Failure::Server(LinkError::NotTrusted(rustls::Error::InvalidCertificate(bad))).to_string();
-        for bad in [Expired, NotValidYet] {
-            let text = sentence(bad);
-            assert!(text.contains("clock") && text.ends_with('.'), "{text}");
-        }
-        assert!(!sentence(UnknownIssuer).contains("clock"));
-    }
-
-    #[test]
-    fn the_log_has_the_cause() {
-        let failure = Failure::Daemon(DaemonError::NotRoot(1000));
-        assert!(failure.chain().contains("1000"), "{}", failure.chain());
-        assert!(!failure.to_string().contains("1000"));
+        assert_eq!(Failure::from(LoginFailure::Card(CardError::NoReader)).code(), PamResultCode::PAM_AUTHINFO_UNAVAIL);
+        assert_eq!(Failure::from(LoginFailure::Card(CardError::PinBlocked)).code(), PamResultCode::PAM_MAXTRIES);
     }
 }

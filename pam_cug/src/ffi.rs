@@ -4,7 +4,7 @@
 //! setting PAM_AUTHTOK (its type cannot be constructed), `pam_putenv`, `pam_syslog`, and reading the handle's data (`get_data` is unsafe).
 #![allow(unsafe_code)]
 
-use crate::host::{Kept, Marker};
+use crate::host::{Kept, Later, Marker};
 use cug_proto::secret::SecretBytes;
 use pam::{
     constants::PamResultCode,
@@ -23,19 +23,6 @@ unsafe extern "C" {
     fn pam_set_item(handle: *mut PamHandle, item: c_int, value: *const c_void) -> c_int;
     fn pam_putenv(handle: *mut PamHandle, name_value: *const c_char) -> c_int;
     fn pam_syslog(handle: *const PamHandle, priority: c_int, format: *const c_char, ...);
-}
-
-/// The first members of glibc's `struct __res_state`, unchanged since 2.0 (`bits/types/res_state.h`).
-#[repr(C)]
-struct ResolverHead {
-    retrans: c_int,
-    retry: c_int,
-}
-
-// SAFETY: as glibc's resolv.h declares them; the state is the calling thread's own.
-unsafe extern "C" {
-    fn __res_init() -> c_int;
-    fn __res_state() -> *mut ResolverHead;
 }
 
 fn check(code: c_int) -> PamResult<()> {
@@ -103,16 +90,16 @@ pub fn take_kept(handle: &mut PamHandle) -> Option<Kept> {
     unsafe { handle.get_data::<Cell<Option<Kept>>>(KEPT) }.ok().and_then(Cell::take)
 }
 
-/// Limits what the calling thread's name look-ups wait for each DNS server: one try of `seconds`. Other threads are not affected.
-pub fn limit_resolver(seconds: c_int) {
-    // SAFETY: the state is the calling thread's own; `__res_init` fills it in before the two members are written, which glibc then respects as
-    // the application's own settings.
-    unsafe {
-        if __res_init() == 0
-            && let Some(state) = __res_state().as_mut()
-        {
-            state.retrans = seconds;
-            state.retry = 1;
-        }
-    }
+/// Under which name the handle keeps a [`Later`]. The number grows when the type changes.
+const LATER: &str = "pam_cug/later/1";
+
+/// Keeps on the handle what was typed while no server could be reached. libpam drops it with the handle, or when something else is kept.
+pub fn set_later(handle: &mut PamHandle, later: Later) -> PamResult<()> {
+    handle.set_data(LATER, Box::new(Cell::new(Some(later))))
+}
+
+/// Takes what [`set_later`] kept; nothing is left there.
+pub fn take_later(handle: &mut PamHandle) -> Option<Later> {
+    // SAFETY: data of this name is only set by `set_later`, always with this type, by this very library. The handle is borrowed for as long as the cell is.
+    unsafe { handle.get_data::<Cell<Option<Later>>>(LATER) }.ok().and_then(Cell::take)
 }

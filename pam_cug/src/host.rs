@@ -3,8 +3,10 @@
 use crate::ffi;
 use cug_proto::{
     id::UserId,
+    local::CardBinding,
     message::{DenyReason, Fingerprint},
     secret::SecretBytes,
+    waiting::HandOver,
 };
 use pam::{
     constants::{
@@ -44,6 +46,10 @@ pub trait Host {
     fn keep(&mut self, kept: Kept) -> PamResult<()>;
     /// Takes what was kept off the handle.
     fn take_kept(&mut self) -> Option<Kept>;
+    /// Keeps on the handle what was typed while no server could be reached, until the session begins or the handle ends.
+    fn keep_for_later(&mut self, later: Later) -> PamResult<()>;
+    /// Takes it off the handle.
+    fn take_for_later(&mut self) -> Option<Later>;
     /// A variable for the session's environment.
     fn put_env(&mut self, name: &str, value: &str) -> PamResult<()>;
     /// Remembers on the handle what became of the login.
@@ -77,6 +83,16 @@ pub struct Kept {
     pub card: Fingerprint,
 }
 
+/// What was typed while no server could be reached. Wiped on drop.
+pub struct Later {
+    /// Whose.
+    pub user: UserId,
+    /// Password, and PIN or passphrase if the card asked for it.
+    pub typed: HandOver,
+    /// The card that was there.
+    pub card: CardBinding,
+}
+
 /// See [`Marker`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Marked {
@@ -88,6 +104,8 @@ pub enum Marked {
     Refused(DenyReason),
     /// It failed.
     Failed,
+    /// No server could be reached; other modules decide.
+    Away,
 }
 
 /// A handle of libpam.
@@ -168,6 +186,14 @@ impl Host for PamHost<'_> {
 
     fn take_kept(&mut self) -> Option<Kept> {
         ffi::take_kept(self.handle)
+    }
+
+    fn keep_for_later(&mut self, later: Later) -> PamResult<()> {
+        ffi::set_later(self.handle, later)
+    }
+
+    fn take_for_later(&mut self) -> Option<Later> {
+        ffi::take_later(self.handle)
     }
 
     fn put_env(&mut self, name: &str, value: &str) -> PamResult<()> {

@@ -60,24 +60,19 @@
 
 mod account;
 mod authenticate;
-mod challenge;
 mod change;
-mod daemon;
-mod edge;
 mod entry;
-mod exchange;
 mod exempt;
 mod failure;
 mod ffi;
 mod guard;
 mod host;
-mod login;
-mod offer;
+mod later;
 mod options;
 mod parts;
-mod resolve;
-mod server;
 mod session;
+
+use cug_login::{challenge, daemon, edge, exchange, login, offer, server};
 
 #[cfg(test)]
 mod doubles;

@@ -4,11 +4,12 @@ use crate::{
     account::authenticated_here,
     daemon::{DaemonError, OPENING, ORDINARY},
     exempt::{is_exempt, is_remote},
-    failure::Failure,
     host::Host,
+    later,
     options::Options,
     parts::Parts,
 };
+use cug_login::Failure as LoginFailure;
 use cug_proto::{
     id::UserId,
     local::{Open, Opened, Refusal, Reply, Request},
@@ -20,9 +21,15 @@ const SPLIT_LOGINS: [&str; 1] = ["sshd"];
 
 /// Opens the group. Whoever did not log in with a card is never hindered, whatever state the daemon is in.
 pub fn open(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> PamResultCode {
+    // Taken first: whoever's session this is, what was typed stays on the handle no longer.
+    let later = host.take_for_later();
     let Some(user) = member(host, options, parts) else {
         return PamResultCode::PAM_IGNORE;
     };
+    if let Some(later) = later.filter(|later| later.user == user) {
+        later::begin(host, parts, later);
+        return PamResultCode::PAM_IGNORE;
+    }
     let ours = authenticated_here(host, &user);
     let service = host.service();
     let holds = ours || SPLIT_LOGINS.contains(&service.as_str());
@@ -33,10 +40,10 @@ pub fn open(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> PamRes
             return PamResultCode::PAM_SUCCESS;
         }
         Ok(Reply::NoGrant) if !ours => return PamResultCode::PAM_IGNORE,
-        Ok(Reply::NoGrant) => (Failure::Refused(Refusal::UnknownOffer), true),
-        Ok(Reply::Refused(why)) => (Failure::Refused(why), ours || only_after_a_login(why)),
-        Ok(_) => (Failure::Daemon(DaemonError::Unexpected), ours),
-        Err(error) => (Failure::Daemon(error), ours),
+        Ok(Reply::NoGrant) => (LoginFailure::Refused(Refusal::UnknownOffer), true),
+        Ok(Reply::Refused(why)) => (LoginFailure::Refused(why), ours || only_after_a_login(why)),
+        Ok(_) => (LoginFailure::Daemon(DaemonError::Unexpected), ours),
+        Err(error) => (LoginFailure::Daemon(error), ours),
     };
     host.log(libc::LOG_ERR, &format!("the session was not opened: {}", failure.chain()));
     if !hinders {
@@ -53,19 +60,19 @@ pub fn close(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> PamRe
     };
     match parts.daemon.call(&Request::Close(user), ORDINARY) {
         Ok(Reply::Done) => PamResultCode::PAM_SUCCESS,
-        Ok(Reply::Refused(why)) => ignored(host, &Failure::Refused(why)),
-        Ok(_) => ignored(host, &Failure::Daemon(DaemonError::Unexpected)),
-        Err(error) => ignored(host, &Failure::Daemon(error)),
+        Ok(Reply::Refused(why)) => ignored(host, &LoginFailure::Refused(why)),
+        Ok(_) => ignored(host, &LoginFailure::Daemon(DaemonError::Unexpected)),
+        Err(error) => ignored(host, &LoginFailure::Daemon(error)),
     }
 }
 
-fn ignored(host: &mut dyn Host, failure: &Failure) -> PamResultCode {
+fn ignored(host: &mut dyn Host, failure: &LoginFailure) -> PamResultCode {
     host.log(libc::LOG_WARNING, &format!("cugd was not told that the session ends: {}", failure.chain()));
     PamResultCode::PAM_IGNORE
 }
 
 /// The user, if this could be a session with a tunnel.
-fn member(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> Option<UserId> {
+pub fn member(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> Option<UserId> {
     let name = host.user().ok()?;
     if is_exempt(&name, options, &*parts.accounts) || is_remote(host.remote_host().as_deref(), options) {
         return None;

@@ -26,6 +26,12 @@
 
 mod accounts;
 mod clocks;
+//! * `offline`: logins while the server is away.
+//! * `corners`: hosts of PAM that do unusual things.
+//! * `versions`: a login module and a daemon of different versions.
+
+mod accounts;
+mod corners;
 mod enrol;
 mod faults;
 mod frames;
@@ -34,6 +40,7 @@ mod harness;
 mod lies;
 mod names;
 mod nat;
+mod offline;
 mod path;
 mod pulled;
 mod readers;
@@ -48,3 +55,4 @@ mod status;
 mod support;
 mod tools;
 mod wire;
+mod versions;

@@ -9,6 +9,7 @@
 //! * [`machine`]: a workstation with a distribution's own systemd, logind, login and PAM configuration.
 //! * [`installed`]: the same with the product from its packages.
 //! * [`card`]: cards and media, and the processes that play them.
+//! * [`doctor`]: a module or a daemon of another version.
 //! * [`login`]: a login through real libpam, step by step.
 //! * [`probe`]: who reaches whom, and what a host has left over.
 //! * [`capture`]: what crossed the LAN.
@@ -25,6 +26,7 @@
 pub mod accounts;
 pub mod capture;
 pub mod card;
+pub mod doctor;
 pub mod flow;
 pub mod installed;
 pub mod lan;

@@ -50,6 +50,7 @@ pub mod policy;
 pub mod secret;
 pub mod session;
 pub mod trust;
+pub mod waiting;
 
 /// Version of the protocol that this crate speaks; a peer with another one is refused with a clear sentence.
 pub const PROTOCOL_VERSION: u16 = 1;

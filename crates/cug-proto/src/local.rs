@@ -15,6 +15,8 @@
 //! | `Status` | `Status` | any time |
 //! | `Peers` | `Peers` | any time |
 //! | `Servers` | `Servers` | any time, anybody: what an enrolment needs to know of this workstation; none of it is secret |
+//! | `Wait` | `Waiting` | an OS session begins whose login could not be made because the server is away; see [`crate::waiting`] |
+//! | `Exempt` | `Exempt` | any time; understood by daemons of every version |
 //! | `Watch` | `WatchStarted`, then `Event` as often as something happens | any time; the connection is for nothing else from then on |
 //!
 //! Every request may be answered by `Refused`.
@@ -68,6 +70,13 @@ pub enum Request {
     /// What is going on, and from then on what happens. A caller that does not keep up with reading is cut off.
     #[n(8)]
     Watch,
+    /// An OS session of this user begins in the calling process without the closed group, because no server could be reached: log in later.
+    #[n(10)]
+    Wait(#[n(0)] Wait),
+    /// Which accounts of this workstation log in without a card. This request, its reply, key 0 of [`Prepare`], [`Reply::Refused`] and [`Refusal::Version`] never change:
+    /// a module of another version must be able to let these accounts in.
+    #[n(11)]
+    Exempt,
 }
 
 /// What is answered.
@@ -106,6 +115,12 @@ pub enum Reply {
     /// To `Watch`: how things stand. All that happens afterwards comes as `Event`.
     #[n(10)]
     WatchStarted(#[n(0)] Status),
+    /// To `Wait`: where the password goes.
+    #[n(25)]
+    Waiting(#[n(0)] Waiting),
+    /// To `Exempt`: names, and groups as `@GROUP`.
+    #[n(26)]
+    Exempt(#[n(0)] Vec<String>),
 }
 
 /// Which organisation this workstation belongs to, and where it looks for cards.
@@ -250,6 +265,12 @@ pub struct Offer {
     /// the server. So it is when the caller is not root.
     #[cbor(n(20), default)]
     pub without_groups: bool,
+    /// [`LOCAL_VERSION`] of the daemon.
+    #[cbor(n(25), default)]
+    pub version: u16,
+    /// When no server can be reached: the other modules decide about the OS login, and the closed group may be waited for.
+    #[cbor(n(26), default)]
+    pub offline_local: bool,
 }
 
 /// The server granted.
@@ -337,6 +358,40 @@ pub struct Open {
     /// the user's) the session may use a tunnel that stands, and neither opens nor keeps one.
     #[n(3)]
     pub holds: bool,
+}
+
+/// An OS session begins without the closed group. The caller is its leader; or, when a session of this user waits for its card and password already
+/// (a screen locker asked for them), anybody.
+#[derive(Encode, Decode)]
+#[cbor(map)]
+pub struct Wait {
+    /// Who.
+    #[n(0)]
+    pub user: UserId,
+    /// PAM service name.
+    #[n(1)]
+    pub service: String,
+    /// PAM_TTY, may be empty.
+    #[n(2)]
+    pub tty: String,
+    /// The card that was there when the person typed.
+    #[n(3)]
+    pub card: CardBinding,
+    /// The caller leads the session; else it only unlocks one that is there.
+    #[n(4)]
+    pub leads: bool,
+}
+
+/// A login waits for a server.
+#[derive(Encode, Decode)]
+#[cbor(map)]
+pub struct Waiting {
+    /// UNIX socket that takes one [`crate::waiting::HandOver`], from root, within seconds.
+    #[n(0)]
+    pub socket: String,
+    /// For how long it waits at most, in minutes.
+    #[n(1)]
+    pub minutes: u32,
 }
 
 /// The group is open.
@@ -448,6 +503,24 @@ pub struct SessionStatus {
     /// All interfaces stand, and the other members were told of them.
     #[n(14)]
     pub open: Option<bool>,
+    /// A login waits for a server.
+    #[n(25)]
+    pub waiting: Option<WaitingStatus>,
+}
+
+/// A login that waits for a server.
+#[derive(Encode, Decode, Clone, Serialize)]
+#[cbor(map)]
+pub struct WaitingStatus {
+    /// Milliseconds until it gives up.
+    #[n(0)]
+    pub left_ms: u64,
+    /// Tries so far, without the person's own.
+    #[n(1)]
+    pub tries: u32,
+    /// What came of the last one.
+    #[n(2)]
+    pub last: Option<String>,
 }
 
 /// A process that leads an OS session.

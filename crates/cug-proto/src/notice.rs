@@ -110,6 +110,20 @@ pub enum Happening {
         #[n(0)]
         group: GroupName,
     },
+    /// No server could be reached at the login: the closed group opens by itself when one answers.
+    #[n(25)]
+    WaitBegan {
+        /// For how long at most.
+        #[n(0)]
+        minutes: u32,
+    },
+    /// The closed group will not open by itself any more.
+    #[n(26)]
+    WaitEnded {
+        /// Why, in a sentence for the person.
+        #[n(0)]
+        reason: String,
+    },
 }
 
 /// Another member and its place.

@@ -159,6 +159,7 @@ impl State {
         self.leaving = Some(Leaving { sleep, told: false });
         self.offers.clear();
         self.unlocks.clear();
+        self.stop_all_waiting(out);
         let users: Vec<UserId> = self.sessions.keys().cloned().collect();
         for user in users {
             self.end(now, &user, if sleep { &End::Asleep } else { &End::Stopped }, None, out);
@@ -199,7 +200,8 @@ impl State {
         session.slept = matches!(end, End::Asleep);
         let Some((deed, with_grace)) = deed(end, removal) else { return };
         let grace = self.settings.removal_grace;
-        if with_grace && !grace.is_zero() {
+        // A card that never brought a tunnel about is not looked for.
+        if with_grace && !grace.is_zero() && session.former.is_some() {
             self.await_card(now, user, grace, deed, out);
         } else {
             self.act_on(user, deed, out);
@@ -253,6 +255,10 @@ impl State {
         let list: Vec<&str> = ids.iter().map(String::as_str).collect();
         out.push(Action::info(&format!("OS session {} of {user} is {what}", list.join(", "))));
         out.push(Action::Desk { deed, sessions: ids.into_iter().collect() });
+    }
+
+    pub(super) fn is_vigil(&self, number: Number) -> bool {
+        self.sessions.values().any(|session| session.vigil.number() == Some(number))
     }
 
     /// The watch of a vigil says something.

@@ -35,6 +35,7 @@ mod endpoints;
 mod follow;
 mod groups;
 mod life;
+mod offline;
 mod requests;
 mod roam;
 #[cfg(test)]
@@ -81,6 +82,8 @@ pub struct State {
     stopping: bool,
     /// The machine sleeps or goes down.
     leaving: Option<Leaving>,
+    /// Logins that wait for a server.
+    waiting: BTreeMap<UserId, offline::Waiting>,
     /// Tunnels that went down since the start.
     teardowns: u64,
     /// What was left over of them.
@@ -147,11 +150,13 @@ pub fn step(state: &mut State, now: Time, event: Event) -> Vec<Action> {
         Event::Tunnel { number, event } => state.tunnel(now, number, event, out),
         Event::Names { number, group, place } => state.names(number, group, place),
         Event::Addresses(addresses) => state.addresses(now, addresses, out),
+        Event::Waiting { number, event } => state.waiting_event(now, number, event, out),
         Event::Tick => {}
         Event::Logind(event) => state.logind(now, event, out),
         Event::Shutdown => state.shutdown(now, out),
     }
     state.expire(now, out);
+    state.expire_waiting(now, out);
     state.let_go(out);
     state.follow(now, out);
     if state.stopping && state.falling.is_empty() && state.farewells.is_empty() {
@@ -175,6 +180,7 @@ impl State {
             addresses: Vec::new(),
             stopping: false,
             leaving: None,
+            waiting: BTreeMap::new(),
             teardowns: 0,
             leftovers: 0,
             followed: Followed::default(),
@@ -192,7 +198,12 @@ impl State {
         let unlocks = self.unlocks.values().map(|unlock| unlock.expires);
         let offers = self.offers.values().map(|offer| offer.expires).chain(unlocks);
         let falling = self.falling.values().map(|falling| falling.until);
-        sessions.chain(offers).chain(falling).chain(self.farewells.values().copied()).min()
+        sessions
+            .chain(offers)
+            .chain(falling)
+            .chain(self.farewells.values().copied())
+            .chain(self.waiting_deadline())
+            .min()
     }
 
     /// Nothing is held for anybody: no offer, session, tunnel or channel.
@@ -202,6 +213,7 @@ impl State {
             && self.sessions.is_empty()
             && self.falling.is_empty()
             && self.farewells.is_empty()
+            && self.waiting.is_empty()
     }
 
     fn next(&mut self) -> u64 {
@@ -251,7 +263,11 @@ impl State {
 
     fn watch(&mut self, now: Time, number: Number, event: WatchEvent, out: &mut Vec<Action>) {
         let Some((user, life)) = self.find(|life| life.number == number) else {
-            return self.vigil(now, number, event, out);
+            return match event {
+                // Not a life's: a card that is looked for, or one of a login that waits.
+                event if self.is_vigil(number) => self.vigil(now, number, event, out),
+                event => self.waiting_watch(now, number, event, out),
+            };
         };
         match event {
             WatchEvent::Started => {
@@ -340,6 +356,7 @@ impl State {
         self.stopping = true;
         self.offers.clear();
         self.unlocks.clear();
+        self.stop_all_waiting(out);
         let users: Vec<UserId> = self.sessions.keys().cloned().collect();
         for user in users {
             self.end(now, &user, &End::Stopped, None, out);

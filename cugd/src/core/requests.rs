@@ -4,6 +4,7 @@ use cug_proto::{
     id::UserId,
     local::{Deliver, LOCAL_VERSION, Offer, OfferId, Open, Opened, Prepare, Refusal, Reply},
     message::{MAX_ADDRESSES, Purpose},
+    waiting,
 };
 use ipnet::IpNet;
 
@@ -39,6 +40,11 @@ impl State {
             }
             Request::DeliverUnlock(uid, deliver) => self.deliver_unlock(now, token, uid, *deliver, out),
             Request::CancelUnlock(uid, offer) => self.cancel_unlock(now, token, uid, offer, out),
+            Request::Wait(wait, leader, uid, os) => self.wait(now, token, *wait, (leader, uid, os), out),
+            Request::Exempt => {
+                let reply = Reply::Exempt(self.settings.exempt.clone());
+                out.push(Action::Reply { token, reply });
+            }
             Request::Servers => out.push(Action::Reply { token, reply: Reply::Servers(self.servers()) }),
         }
     }
@@ -52,7 +58,12 @@ impl State {
         }
         let up = self.sessions.get(&prepare.user).is_some_and(|session| matches!(session.stage, Stage::Up(_)));
         let purpose = if up { Purpose::Verify } else { Purpose::Open };
-        let offer = self.offer(&prepare.user, &keys, purpose);
+        let mut offer = self.offer(&prepare.user, &keys, purpose);
+        // Only a login program can let somebody in.
+        offer.offline_local = self.settings.offline_wait.is_some();
+        if !up && prepare.service == waiting::SERVICE && !self.offered_to_waiting(&prepare.user, offer.id) {
+            return Reply::Refused(Refusal::Ended);
+        }
         if !up {
             // A mere check of card and password leads to no grant: its keys are dropped at once.
             self.offers.insert(keys.offer, Offered { user: prepare.user, keys, expires: now + OFFER_TIME });
@@ -77,13 +88,16 @@ impl State {
             ca_pins: self.settings.ca_pins.iter().map(|pin| (*pin).into()).collect(),
             taken: self.taken(user),
             without_groups: false,
+            version: LOCAL_VERSION,
+            offline_local: false,
         }
     }
 
     /// Where the cards of other users' sessions are: two people may sit at one terminal with two readers.
     pub(super) fn taken(&self, user: &UserId) -> Vec<String> {
         let others = self.sessions.iter().filter(|(other, _)| *other != user);
-        others.filter_map(|(_, session)| session.stage.life()).map(|life| life.card_place()).collect()
+        let others = others.filter_map(|(_, session)| session.stage.life()).map(|life| life.card_place());
+        others.chain(self.cards_of_waiting(user)).collect()
     }
 
     fn deliver(&mut self, now: Time, token: Token, deliver: Deliver, out: &mut Vec<Action>) {
@@ -92,6 +106,9 @@ impl State {
             return refuse(Refusal::UnknownOffer, out);
         };
         let user = offered.user;
+        if self.card_of_waiting(&deliver.offer).is_some_and(|card| *card != deliver.card) {
+            return refuse(Refusal::CardGone, out);
+        }
         if !self.settings.ca_pins.contains(&deliver.ca_pin) {
             out.push(Action::error(&format!("the login of {user} came from a card of another organisation")));
             return refuse(Refusal::ForeignCard, out);
@@ -130,10 +147,9 @@ impl State {
         out: &mut Vec<Action>,
     ) {
         let server_timeout = self.settings.server_timeout;
-        let known = self.leads(leader);
         let user = &open.user;
         let answer = |reply, out: &mut Vec<Action>| out.push(Action::Reply { token, reply });
-        if let Some(refusal) = no_desk(open, &os, out) {
+        if let Some(refusal) = no_desk(user, open.holds, &os, out) {
             return answer(refusal, out);
         }
         let Some(session) = self.sessions.get_mut(user) else { return answer(Reply::NoGrant, out) };
@@ -160,6 +176,21 @@ impl State {
             }
             life.open_by = Some(life.open_by.map_or(now + server_timeout, |by| by.max(now + server_timeout)));
         }
+        self.lead(user, (leader, uid, os), &open.service, &open.tty, out);
+        self.advance(user, out);
+    }
+
+    /// One OS session more, led by this process.
+    pub(super) fn lead(
+        &mut self,
+        user: &UserId,
+        (leader, uid, os): (Leader, u32, OsSession),
+        service: &str,
+        tty: &str,
+        out: &mut Vec<Action>,
+    ) {
+        let known = self.leads(leader);
+        let session = self.sessions.entry(user.clone()).or_default();
         *session.leaders.entry(leader).or_default() += 1;
         // Another user's session (`su` to a member) is not locked or ended for the member's card.
         if let OsSession::Known(desk) = os
@@ -173,11 +204,10 @@ impl State {
         }
         out.push(Action::info(&format!(
             "{user} opens an OS session ({}, process {}, {})",
-            open.service.escape_debug(),
+            service.escape_debug(),
             leader.pid,
-            open.tty.escape_debug()
+            tty.escape_debug()
         )));
-        self.advance(user, out);
     }
 
     fn close(&mut self, now: Time, token: Token, user: &UserId, leader: Leader, out: &mut Vec<Action>) {
@@ -223,17 +253,17 @@ impl State {
 }
 
 /// Why this OS session gets no tunnel, whatever the login was: it is no person's. One that holds nothing is not told of a tunnel either.
-fn no_desk(open: &Open, os: &OsSession, out: &mut Vec<Action>) -> Option<Reply> {
+pub(super) fn no_desk(user: &UserId, holds: bool, os: &OsSession, out: &mut Vec<Action>) -> Option<Reply> {
     let class = match os {
         OsSession::Known(desk) if desk.is_a_persons() => return None,
         OsSession::Known(desk) => desk.class.escape_debug().to_string(),
         // The module may stand in a stack without pam_systemd; a login with the card counts there, too.
-        OsSession::None if !open.holds => "none".to_owned(),
+        OsSession::None if !holds => "none".to_owned(),
         OsSession::None | OsSession::Unknown => return None,
     };
-    if !open.holds {
+    if !holds {
         return Some(Reply::NoGrant);
     }
-    out.push(Action::warn(&format!("{} gets no tunnel in an OS session of class {class}", open.user)));
+    out.push(Action::warn(&format!("{user} gets no tunnel in an OS session of class {class}")));
     Some(Reply::Refused(Refusal::NoDesk))
 }

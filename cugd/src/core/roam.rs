@@ -27,6 +27,7 @@ impl State {
             // Cut off. What stands is left standing: with the same address it goes on where it was.
             return;
         }
+        self.waiting_sees_network(now);
         let users: Vec<UserId> = self.sessions.keys().cloned().collect();
         for user in users {
             let mark = self.next();

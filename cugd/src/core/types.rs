@@ -8,7 +8,7 @@ use std::{
 
 use cug_proto::{
     id::{GroupId, GroupName, HostName, UserId},
-    local::{CardBinding, Deliver, OfferId, Open, PeerStatus, Prepare, Reply},
+    local::{CardBinding, Deliver, OfferId, Open, PeerStatus, Prepare, Reply, Wait},
     message::{
         ClearReason, ClientMessage, EndReason, Fingerprint, GroupGrant, KeyAck, Known, Peers, SessionId, WgPublicKey,
     },
@@ -126,6 +126,8 @@ pub struct Settings {
     pub removal: Removal,
     /// How long the card may be back before that.
     pub removal_grace: Duration,
+    /// How long a login waits for a server; `None`: not at all, and nobody logs in without one.
+    pub offline_wait: Option<Duration>,
 }
 
 /// A new key pair and a name for the offer.
@@ -179,6 +181,13 @@ pub enum Event {
         /// Who.
         place: Place,
     },
+    /// From the process of a login that waits for a server.
+    Waiting {
+        /// Whose.
+        number: Number,
+        /// What.
+        event: WaitingEvent,
+    },
     /// Addresses or routes of this terminal changed: its addresses, each with its subnet.
     Addresses(Vec<IpNet>),
     /// The time of [`super::State::deadline`] has come.
@@ -215,6 +224,29 @@ pub enum Request {
     DeliverUnlock(u32, Box<Deliver>),
     /// A user's own process gives up.
     CancelUnlock(u32, OfferId),
+    /// An OS session begins without a server; the user's account here has this user ID, never 0.
+    Wait(Box<Wait>, Leader, u32, OsSession),
+    /// Who logs in without a card.
+    Exempt,
+}
+
+/// From the process of a login that waits for a server.
+pub enum WaitingEvent {
+    /// It has password and PIN.
+    Ready,
+    /// The try was in vain, and nobody refused anything: why, and a random number for the backoff.
+    Away {
+        /// For the log and for the status.
+        cause: String,
+        /// Any number.
+        jitter: u32,
+    },
+    /// It is not going to succeed: a sentence for the person.
+    Refused(String),
+    /// The grant was delivered and acknowledged.
+    LoggedIn,
+    /// The process has ended by itself, or could not be started.
+    Ended(String),
 }
 
 /// From the watch of a card.
@@ -466,6 +498,29 @@ pub enum Action {
     },
     /// The machine may sleep or go down now.
     LetGo,
+    /// Start the process of a waiting login and answer with [`Reply::Waiting`].
+    StartWaiting {
+        /// Whom to answer.
+        token: Token,
+        /// Its name.
+        number: Number,
+        /// Whose.
+        user: UserId,
+        /// Which card.
+        card: CardBinding,
+        /// For how long, for the answer.
+        minutes: u32,
+    },
+    /// Let it try to log in.
+    TryWaiting {
+        /// Which.
+        number: Number,
+    },
+    /// End it at once. Nothing of what was typed is left then.
+    StopWaiting {
+        /// Which.
+        number: Number,
+    },
 }
 
 impl Action {

@@ -59,7 +59,11 @@ impl State {
         let (state, life) = match &session.stage {
             Stage::Granted(life) => ("granted", life),
             Stage::Up(life) => ("up", life),
-            Stage::Suspended => return SessionStatus { leaders, ..bare(user, "suspended", os_sessions) },
+            Stage::Suspended => {
+                let waiting = self.waiting_status(now, user);
+                let state = if waiting.is_some() { "waiting" } else { "suspended" };
+                return SessionStatus { leaders, waiting, ..bare(user, state, os_sessions) };
+            }
             Stage::Barred { .. } => return bare(user, "ended", os_sessions),
         };
         let (channel_since_ms, channel_error) = self.channel_history(now, life);
@@ -119,5 +123,6 @@ fn bare(user: &UserId, state: &str, os_sessions: u32) -> SessionStatus {
         leaders: None,
         names: None,
         open: None,
+        waiting: None,
     }
 }

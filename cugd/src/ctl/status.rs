@@ -32,6 +32,7 @@ fn problems(session: &SessionStatus) -> Vec<String> {
     let mut problems = Vec::new();
     match session.state.as_str() {
         "suspended" => problems.push("no tunnel; log in or unlock with the card to come back".to_owned()),
+        "waiting" => problems.push(waiting(session)),
         "ended" => problems.push("the session ended before it was open; log in again".to_owned()),
         "up" => {
             if !session.attached {
@@ -60,6 +61,16 @@ fn problems(session: &SessionStatus) -> Vec<String> {
         _ => {}
     }
     problems
+}
+
+fn waiting(session: &SessionStatus) -> String {
+    let Some(waiting) = &session.waiting else { return "the login waits for the management server".to_owned() };
+    let last = waiting.last.as_ref().map(|last| format!(", the last one: {}", plain(last))).unwrap_or_default();
+    format!(
+        "no tunnel: the login waits for the management server, {} more at most, as long as the card stays inserted ({} tries{last})",
+        age(waiting.left_ms),
+        waiting.tries
+    )
 }
 
 /// How the group's tunnel is kept to its user, where the daemon says so.
@@ -188,6 +199,7 @@ mod tests {
             leaders: None,
             names: None,
             open: Some(true),
+            waiting: None,
         }
     }
 
@@ -201,6 +213,10 @@ mod tests {
         assert_eq!(problems(&SessionStatus { open: Some(false), ..session("up") }).len(), 1);
         assert_eq!(problems(&SessionStatus { card_watched: Some(false), ..session("up") }).len(), 1);
         assert_eq!(problems(&session("suspended")).len(), 1);
+        let waiting = cug_proto::local::WaitingStatus { left_ms: 87_000, tries: 3, last: Some("x\x1b".into()) };
+        let waits = problems(&SessionStatus { waiting: Some(waiting), ..session("waiting") });
+        assert!(waits[0].contains("waits") && waits[0].contains("87 s") && waits[0].contains("3 tries"), "{waits:?}");
+        assert!(!waits[0].contains('\x1b'));
     }
 
     #[test]

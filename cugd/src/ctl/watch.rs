@@ -66,6 +66,10 @@ pub(super) fn sentence(notice: &Notice) -> String {
         Happening::ChannelLost { cause } => format!("the management server is away ({})", plain(cause)),
         Happening::ChannelBack { server } => format!("the management server is back ({})", plain(server)),
         Happening::GroupJoined { group } => format!("now a member of {group}"),
+        Happening::WaitBegan { minutes } => {
+            format!("no management server can be reached; the closed group opens by itself, within {minutes} minutes")
+        }
+        Happening::WaitEnded { reason } => format!("the closed group stays closed: {}", plain(reason)),
         Happening::GroupLeft { group } => format!("no longer a member of {group}"),
     }
 }

@@ -158,6 +158,7 @@ fn daemon(
         guard: "double".into(),
         removal: Removal::Disconnect,
         removal_grace: Duration::ZERO,
+        offline_wait: None,
     };
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -5,7 +5,7 @@ use crate::{
     edge::Clock,
 };
 use cug_proto::{
-    local::{Refusal, Reply},
+    local::{LOCAL_VERSION, Refusal, Reply},
     message::Purpose,
 };
 use nix::errno::Errno;
@@ -313,4 +313,86 @@ fn the_password_of_an_earlier_module() {
     let mut host = ScriptHost::new("USER-A", vec![Line::Error(sentence)]);
     let code = authenticate(&mut host, &options("use_first_pass"), &world(vec![], None, &[]).parts());
     assert_eq!(code, PamResultCode::PAM_AUTHTOK_RECOVERY_ERR);
+}
+
+const AWAY: &str = "The management server cannot be reached; this workstation alone decides whether you may log in.";
+
+/// An offer of a workstation with `offline = "local"`.
+fn local(purpose: Purpose, version: u16) -> Reply {
+    let mut offer = offer(purpose);
+    (offer.offline_local, offer.version) = (true, version);
+    Reply::Offer(offer)
+}
+
+#[test]
+fn without_a_server_the_other_modules_decide_and_what_was_typed_is_kept_for_later() {
+    for act in [Act::Unreachable, Act::Hangs, Act::HangsAtLogin, Act::Busy] {
+        let daemon = vec![(Asked::Prepare, Ok(local(Purpose::Open, LOCAL_VERSION))), (Asked::Cancel, Ok(Reply::Done))];
+        let card = TestCard::with_pin(&[3], vec![("1234", Ok(()))]);
+        let lines = vec![Line::Prompt("PIN: ", Ok("1234")), PASSWORD(), Line::Info(AWAY)];
+        let mut host = ScriptHost::new("USER-A", lines);
+        assert_eq!(run(&mut host, &world(daemon, Some(Ok(card)), &[act])), PamResultCode::PAM_IGNORE, "{act:?}");
+        assert_eq!(host.handed_on.as_deref(), Some(b"passwd1".as_slice()), "for try_first_pass");
+        assert_eq!(host.marker.as_ref().map(|marker| marker.result), Some(Marked::Away));
+        let later = host.later.take().expect("kept");
+        assert_eq!(later.typed.password.expose(), b"passwd1");
+        assert_eq!(later.typed.pin.as_ref().map(SecretBytes::expose), Some(b"1234".as_slice()));
+        assert!(host.log.iter().all(|(_, line)| !line.contains("passwd1")));
+    }
+}
+
+#[test]
+fn what_is_no_absence_is_refused_in_any_case() {
+    let wrong = crate::failure::denied_sentence(&DenyReason::WrongPassword);
+    let not_trusted = "The management server is not the one that this card trusts; please tell the administrator.";
+    for (act, sentence, code) in [
+        (Act::Denies(DenyReason::WrongPassword), wrong, PamResultCode::PAM_AUTH_ERR),
+        (Act::NotTrusted, not_trusted.to_owned(), PamResultCode::PAM_AUTHINFO_UNAVAIL),
+        (Act::Rejects, NOT_RIGHT.to_owned(), PamResultCode::PAM_AUTH_ERR),
+    ] {
+        let card = if act == Act::Rejects { TestCard::failing(CardError::NotForThisCard) } else { TestCard::default() };
+        let daemon = vec![(Asked::Prepare, Ok(local(Purpose::Open, LOCAL_VERSION))), (Asked::Cancel, Ok(Reply::Done))];
+        fails(
+            vec![PASSWORD(), Line::Error(Box::leak(sentence.into_boxed_str()))],
+            daemon,
+            Some(Ok(card)),
+            &[act],
+            code,
+        );
+    }
+}
+
+#[test]
+fn a_check_without_a_server_keeps_nothing() {
+    let daemon = vec![(Asked::Prepare, Ok(local(Purpose::Verify, LOCAL_VERSION))), (Asked::Cancel, Ok(Reply::Done))];
+    let mut host = ScriptHost::new("USER-A", vec![PASSWORD(), Line::Info(AWAY)]);
+    let world = world(daemon, Some(Ok(TestCard::default())), &[Act::Unreachable]);
+    assert_eq!(run(&mut host, &world), PamResultCode::PAM_IGNORE);
+    assert!(host.later.is_none());
+}
+
+#[test]
+fn another_version_of_the_daemon_is_named_and_lets_exempt_users_in() {
+    let sentence =
+        "The login module and the VPN service are of different versions; ask the administrator to restart the service.";
+    type Answers = fn() -> Script;
+    let scripts: [Answers; 4] = [
+        || vec![(Asked::Prepare, Ok(Reply::Refused(Refusal::Version)))],
+        || vec![(Asked::Prepare, Ok(Reply::Refused(Refusal::Malformed)))],
+        || vec![(Asked::Prepare, Err(DaemonError::Protocol(cug_proto::ProtocolError::Malformed)))],
+        || vec![(Asked::Prepare, Ok(local(Purpose::Open, LOCAL_VERSION + 1))), (Asked::Cancel, Ok(Reply::Done))],
+    ];
+    for script in scripts {
+        for (names, code) in [
+            (Some(vec!["USER-A".to_owned()]), PamResultCode::PAM_IGNORE),
+            (Some(vec!["porter".to_owned()]), PamResultCode::PAM_AUTHINFO_UNAVAIL),
+            (None, PamResultCode::PAM_AUTHINFO_UNAVAIL),
+        ] {
+            let mut daemon = script();
+            daemon.push((Asked::Exempt, names.map_or(Err(DaemonError::Closed), |names| Ok(Reply::Exempt(names)))));
+            let lines = if code == PamResultCode::PAM_IGNORE { vec![] } else { vec![Line::Error(sentence)] };
+            let mut host = ScriptHost::new("USER-A", lines);
+            assert_eq!(run(&mut host, &world(daemon, None, &[])), code);
+        }
+    }
 }

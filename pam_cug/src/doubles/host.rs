@@ -1,7 +1,7 @@
 //! A program with a person in front of it.
 
 use super::assert_used_up;
-use crate::host::{Host, Kept, Marker};
+use crate::host::{Host, Kept, Later, Marker};
 use cug_proto::secret::SecretBytes;
 use pam::{constants::PamResultCode, module::PamResult};
 use std::collections::VecDeque;
@@ -24,6 +24,7 @@ pub struct ScriptHost {
     pub started_by_root: bool,
     pub old: Option<&'static str>,
     pub kept: Option<Kept>,
+    pub later: Option<Later>,
     pub marker: Option<Marker>,
     pub env: Vec<(String, String)>,
     pub handed_on: Option<Vec<u8>>,
@@ -41,6 +42,7 @@ impl ScriptHost {
             started_by_root: false,
             old: None,
             kept: None,
+            later: None,
             marker: None,
             env: vec![],
             handed_on: None,
@@ -117,6 +119,13 @@ impl Host for ScriptHost {
     }
     fn take_kept(&mut self) -> Option<Kept> {
         self.kept.take()
+    }
+    fn keep_for_later(&mut self, later: Later) -> PamResult<()> {
+        self.later = Some(later);
+        Ok(())
+    }
+    fn take_for_later(&mut self) -> Option<Later> {
+        self.later.take()
     }
     fn put_env(&mut self, name: &str, value: &str) -> PamResult<()> {
         self.env.push((name.into(), value.into()));

@@ -24,6 +24,8 @@ fn told(world: &mut World) -> Vec<String> {
         Happening::ChannelBack { server } => format!("back: {server}"),
         Happening::GroupJoined { group } => format!("in {group}"),
         Happening::GroupLeft { group } => format!("out of {group}"),
+        Happening::WaitBegan { .. } => "waits".to_owned(),
+        Happening::WaitEnded { reason } => reason,
     };
     world.told.drain(..).map(|notice| word(notice.what)).collect()
 }

@@ -4,6 +4,7 @@ mod desk;
 mod follow;
 mod herd;
 mod nat;
+mod offline;
 mod policies;
 mod random;
 mod stories;

@@ -80,6 +80,11 @@ pub struct World {
     pub let_go: u32,
     /// Class of the OS sessions that begin.
     pub class: Option<&'static str>,
+    /// Waiting logins, and how often each was told to try.
+    pub processes: BTreeMap<Number, u32>,
+    /// Of the card that is delivered.
+    pub card_inode: u64,
+    announced: Option<Number>,
     tokens: u64,
     names: u8,
 }
@@ -143,6 +148,7 @@ impl World {
             guard: "bpf+nft".into(),
             removal: Removal::Disconnect,
             removal_grace: Duration::ZERO,
+            offline_wait: Some(Duration::from_secs(3600)),
         };
         Self {
             state: State::new(settings).following(Some("cug".parse().unwrap()), Time::since_boot(Duration::ZERO)),
@@ -164,6 +170,9 @@ impl World {
             deeds: Vec::new(),
             let_go: 0,
             class: Some("user"),
+            processes: BTreeMap::new(),
+            card_inode: 2,
+            announced: None,
             tokens: 0,
             names: 0,
         }
@@ -193,8 +202,13 @@ impl World {
     }
 
     pub fn prepare(&mut self, user: UserId) -> Purpose {
+        self.prepare_for(user, "login")
+    }
+
+    /// For this PAM service.
+    pub fn prepare_for(&mut self, user: UserId, service: &str) -> Purpose {
         let keys = self.fresh_keys();
-        let prepare = Prepare { version: LOCAL_VERSION, user: user.clone(), service: "login".into() };
+        let prepare = Prepare { version: LOCAL_VERSION, user: user.clone(), service: service.into() };
         let token = self.ask(Request::Prepare(prepare, keys));
         match self.replies.remove(&token) {
             Some(Reply::Offer(offer)) => {
@@ -209,7 +223,8 @@ impl World {
 
     pub fn deliver(&mut self, offer: OfferId, groups: Vec<GroupGrant>) -> Token {
         let grant = Grant { session: offer, secret: key(0xee), groups, attach_within: 30 };
-        let binding = MediumBinding { directory: "/media/x".into(), device: 1, inode: 2, fingerprint: [0; 32] };
+        let binding =
+            MediumBinding { directory: "/media/x".into(), device: 1, inode: self.card_inode, fingerprint: [0; 32] };
         let deliver =
             Deliver { offer, grant, server: "two:2".into(), ca_pin: [0; 32], card: CardBinding::Medium(binding) };
         self.ask(Request::Deliver(Box::new(deliver)))
@@ -324,7 +339,11 @@ impl World {
             Action::StartWatch { number, .. } => {
                 assert!(self.watches.insert(number, false).is_none());
                 if self.searches.remove(&number).is_none() {
-                    self.session_of.insert(number, delivered.expect("a watch comes with a grant"));
+                    match delivered {
+                        Some(session) => drop(self.session_of.insert(number, session)),
+                        // What comes next is the process that waits for a server.
+                        None => self.announced = Some(number),
+                    }
                 }
             }
             Action::StopWatch { number } => {
@@ -333,6 +352,14 @@ impl World {
                 self.watches.remove(&number);
                 self.searches.remove(&number);
             }
+            Action::StartWaiting { token, number, minutes, .. } => {
+                assert_eq!(self.announced.take(), Some(number), "a card is watched that nobody waits with");
+                assert!(self.outstanding.remove(&token) && self.processes.insert(number, 0).is_none());
+                let place = cug_proto::local::Waiting { socket: "/run/x".into(), minutes };
+                self.replies.insert(token, Reply::Waiting(place));
+            }
+            Action::TryWaiting { number } => *self.processes.get_mut(&number).expect("a process") += 1,
+            Action::StopWaiting { number } => assert!(self.processes.remove(&number).is_some()),
             Action::WatchLeader(leader) => assert!(self.leaders.insert(leader)),
             Action::ForgetLeader(leader) => assert!(self.leaders.remove(&leader)),
             Action::Connect { link, attachment } => {
@@ -468,6 +495,7 @@ impl World {
                 self.tunnels.get(number).is_some_and(|tunnel| !tunnel.falling && tunnel.ordered.contains(group));
             assert!(stands, "names outlive their interface");
         }
+        assert_eq!(self.announced, None, "a card is watched that nobody waits with");
         for (number, tunnel) in &self.tunnels {
             assert!(tunnel.falling || self.watches.get(number) == Some(&true), "a tunnel without its card");
         }

@@ -11,9 +11,10 @@ use crate::{
 };
 use cug_card::Card;
 use cug_proto::{
+    ProtocolError,
     id::UserId,
     local::{Deliver, Offer, Reply, Request},
-    message::{Credentials, MAX_ADDRESSES, Purpose},
+    message::{Credentials, DenyReason, MAX_ADDRESSES, Purpose},
     secret::{Secret, SecretBytes},
 };
 
@@ -49,7 +50,7 @@ impl Wish<'_> {
 
 /// Sends the login and gives the answer. A server that closed the connection before it answered, because the person typed for long or because it was restarted, is
 /// asked once more from the start; the card then wants its PIN again.
-pub fn send_login<'a>(
+fn send_login<'a>(
     errand: &Errand<'a>,
     wish: &Wish<'_>,
     card: &mut dyn Card,
@@ -66,6 +67,42 @@ pub fn send_login<'a>(
             attempt(errand, wish, card, again)
         }
         other => other,
+    }
+}
+
+/// How a login ends well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LoggedIn {
+    /// cugd has the grant, and the server knows.
+    Granted,
+    /// Card and password are right; no session was asked for.
+    Verified,
+    /// They are right, and the password must be changed before there is a session.
+    MustChange,
+}
+
+/// A whole login after the challenge was opened, up to the acknowledged grant. The caller keeps the offer if one was granted.
+///
+/// # Errors
+/// Whatever kept it from succeeding; [`Failure::is_away`] tells absence from refusal.
+pub fn log_in<'a>(
+    errand: &Errand<'a>,
+    offer: &HeldOffer<'_>,
+    wish: &Wish<'_>,
+    card: &mut dyn Card,
+    pin: Option<&SecretBytes>,
+    opened: Opened<'a>,
+) -> Result<LoggedIn, Failure> {
+    let (answer, line) = send_login(errand, wish, card, pin, opened)?;
+    match answer {
+        Answer::Denied(DenyReason::MustChangePassword) => Ok(LoggedIn::MustChange),
+        Answer::Denied(reason) => Err(Failure::Denied(reason)),
+        Answer::PasswordChanged => Err(Failure::Protocol(ProtocolError::OutOfOrder)),
+        Answer::Verified => Ok(LoggedIn::Verified),
+        Answer::Granted(granted) => {
+            deliver_and_acknowledge(errand, offer, card, granted, line)?;
+            Ok(LoggedIn::Granted)
+        }
     }
 }
 

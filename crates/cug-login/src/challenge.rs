@@ -1,9 +1,9 @@
 //! From the first connection to the opened challenge: all of a login that does not need the password.
 
 use crate::{
+    contain,
     edge::{self, Clock},
     failure::Failure,
-    guard,
     login::{AwaitChallenge, Challenged, Frame, Ready},
     server::{Link, LinkError, Servers},
 };
@@ -70,9 +70,9 @@ pub fn while_asking<'a, T>(
         let card = &mut *card;
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
         let worker = thread::Builder::new().name("pam_cug".into()).stack_size(1024 * 1024).spawn_scoped(scope, || {
-            let fetched = guard::caught(|| fetch(errand, card));
+            let fetched = contain::caught(|| fetch(errand, card));
             // glibc keeps the stacks of ended threads for later ones.
-            guard::scrub_stack::<{ 256 * 1024 }>();
+            contain::scrub_stack::<{ 256 * 1024 }>();
             fetched
         });
         if let Ok(before) = before {

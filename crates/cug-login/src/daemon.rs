@@ -4,7 +4,9 @@ use crate::edge::Clock;
 use cug_proto::{
     ProtocolError, frame,
     local::{Reply, Request},
+    waiting::HandOver,
 };
+use minicbor::Encode;
 use nix::{
     errno::Errno,
     sys::{
@@ -31,7 +33,16 @@ pub const OPENING: Duration = Duration::from_secs(10);
 /// The daemon.
 pub trait Daemon {
     /// One request, one reply, on a connection of its own: between two of them the user may type for minutes.
+    ///
+    /// # Errors
+    /// [`DaemonError`]
     fn call(&self, request: &Request, limit: Duration) -> Result<Reply, DaemonError>;
+
+    /// Gives what was typed to a login that waits at this socket.
+    ///
+    /// # Errors
+    /// [`DaemonError`]
+    fn hand_over(&self, socket: &Path, typed: &HandOver, limit: Duration) -> Result<(), DaemonError>;
 }
 
 /// Why the daemon cannot be talked to.
@@ -73,7 +84,20 @@ impl<'a> Cugd<'a> {
 
 impl Daemon for Cugd<'_> {
     fn call(&self, request: &Request, limit: Duration) -> Result<Reply, DaemonError> {
-        let connection = Connection::open(self.socket, self.clock.now() + limit, self.clock)?;
+        self.exchange(self.socket, request, limit)
+    }
+
+    fn hand_over(&self, socket: &Path, typed: &HandOver, limit: Duration) -> Result<(), DaemonError> {
+        match self.exchange(socket, typed, limit)? {
+            Reply::Done => Ok(()),
+            _ => Err(DaemonError::Unexpected),
+        }
+    }
+}
+
+impl Cugd<'_> {
+    fn exchange(&self, socket: &Path, request: &impl Encode<()>, limit: Duration) -> Result<Reply, DaemonError> {
+        let connection = Connection::open(socket, self.clock.now() + limit, self.clock)?;
         let peer = getsockopt(&connection.fd, PeerCredentials)?.uid();
         if peer != self.trusted {
             return Err(DaemonError::NotRoot(peer));

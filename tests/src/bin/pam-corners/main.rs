@@ -1,0 +1,227 @@
+//! A host of PAM that does what hosts may do and rarely do: several tries on one handle, two handles, threads, fork between the calls, odd flags, conversations that fail.
+//!
+//! `pam-corners SCENARIO SERVICE PIN PASSWORD`. Each scenario is run twice in this process; standard output is one JSON object with what the second
+//! run saw: `steps` (name and PAM code), `messages` (how many were shown), `env`, and the open files and threads before and after it.
+
+mod pam;
+
+use pam::{Answer, Handle, Talk};
+use serde_json::{Value, json};
+use std::fs;
+use std::process::ExitCode;
+
+/// PAM_SILENT, PAM_DISALLOW_NULL_AUTHTOK.
+const SILENT: i32 = 0x8000;
+const NO_EMPTY_PASSWORD: i32 = 0x1;
+/// PAM_ESTABLISH_CRED, PAM_REINITIALIZE_CRED, PAM_REFRESH_CRED, PAM_DELETE_CRED.
+const CREDENTIALS: [(&str, i32); 4] = [("establish", 2), ("reinitialize", 8), ("refresh", 16), ("delete", 4)];
+
+const MEMBER: &str = "USER-A";
+
+struct Scene {
+    service: String,
+    pin: String,
+    password: String,
+    steps: Vec<(String, i32)>,
+    messages: usize,
+    env: Vec<(String, String)>,
+}
+
+impl Scene {
+    fn step(&mut self, name: &str, code: i32) -> i32 {
+        self.steps.push((name.to_owned(), code));
+        code
+    }
+
+    fn typing(&self, password: &str) -> Vec<Answer> {
+        vec![Answer::Text(self.pin.clone()), Answer::Text(password.to_owned())]
+    }
+
+    fn right(&self) -> Vec<Answer> {
+        self.typing(&self.password)
+    }
+
+    /// A handle of the member's; `answers` are given one after the other.
+    fn begin<'t>(&self, talk: &'t mut Talk, answers: Vec<Answer>) -> Handle<'t> {
+        talk.answers = answers.into();
+        Handle::start(&self.service, MEMBER, talk)
+    }
+
+    fn run(&mut self, scenario: &str) -> bool {
+        match scenario {
+            "retry" => self.retry(),
+            "two-handles" => self.two_handles(),
+            "threads" => self.threads(),
+            "open-in-child" => self.open_in_child(),
+            "authenticate-in-child" => self.authenticate_in_child(),
+            "flags" => self.flags(),
+            "silent" => self.silent(),
+            "error" => self.odd_answers(|| Answer::Error),
+            "null" => self.odd_answers(|| Answer::NoResponses),
+            "nothing" => self.odd_answers(|| Answer::NoText),
+            "empty" => self.odd_answers(|| Answer::Text(String::new())),
+            "long" => self.odd_answers(|| Answer::Text("x".repeat(5000))),
+            _ => return false,
+        }
+        true
+    }
+
+    /// As login(1) does it: one handle, three tries, and the third is right.
+    fn retry(&mut self) {
+        let mut talk = Talk::default();
+        let answers = [self.typing("wrong"), self.typing("wrong again"), self.right()].into_iter().flatten().collect();
+        let mut handle = self.begin(&mut talk, answers);
+        for _ in 0..3 {
+            let code = handle.authenticate(0);
+            self.step("authenticate", code);
+        }
+        self.session(&mut handle);
+        handle.end();
+    }
+
+    fn session(&mut self, handle: &mut Handle<'_>) {
+        let code = handle.open(0);
+        self.step("open", code);
+        self.env = ["CUG_GROUPS", "CUG_ADDRESS"]
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), handle.env(name)?)))
+            .collect();
+        let code = handle.close(0);
+        self.step("close", code);
+    }
+
+    /// Two handles at once, each in a thread of its own: a member's, and root's, whose conversation answers nothing.
+    fn two_handles(&mut self) {
+        let (service, right) = (self.service.clone(), self.right());
+        let other = std::thread::spawn(move || {
+            let mut talk = Talk::default();
+            let mut handle = Handle::start(&service, "root", &mut talk);
+            let code = handle.authenticate(0);
+            handle.end();
+            code
+        });
+        let mut talk = Talk::default();
+        let mut handle = self.begin(&mut talk, right);
+        let code = handle.authenticate(0);
+        self.step("authenticate", code);
+        let code = other.join().unwrap_or(-1);
+        self.step("root", code);
+        self.session(&mut handle);
+        handle.end();
+    }
+
+    /// A login in a thread that is not the first, among others.
+    fn threads(&mut self) {
+        let (hold, held) = (std::sync::Mutex::new(()), std::sync::Barrier::new(5));
+        std::thread::scope(|scope| {
+            let closed = hold.lock();
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    held.wait();
+                    drop(hold.lock());
+                });
+            }
+            held.wait();
+            let login = scope.spawn(|| {
+                let mut talk = Talk::default();
+                let mut handle = self.begin(&mut talk, self.right());
+                let code = handle.authenticate(0);
+                self.step("authenticate", code);
+                self.session(&mut handle);
+                handle.end();
+            });
+            let _done = login.join();
+            drop(closed);
+        });
+    }
+
+    /// The parent authenticates, a child opens and closes the session.
+    fn open_in_child(&mut self) {
+        let mut talk = Talk::default();
+        let mut handle = self.begin(&mut talk, self.right());
+        let code = handle.authenticate(0);
+        self.step("authenticate", code);
+        let code = pam::in_child(|| match handle.open(0) {
+            0 => handle.close(0),
+            code => code,
+        });
+        self.step("child", code);
+        handle.end();
+    }
+
+    /// A child authenticates, the parent opens the session: its handle knows of no login.
+    fn authenticate_in_child(&mut self) {
+        let mut talk = Talk::default();
+        let mut handle = self.begin(&mut talk, self.right());
+        let code = pam::in_child(|| handle.authenticate(0));
+        self.step("child", code);
+        self.session(&mut handle);
+        handle.end();
+    }
+
+    fn flags(&mut self) {
+        let mut talk = Talk::default();
+        let mut handle = self.begin(&mut talk, self.right());
+        let code = handle.authenticate(NO_EMPTY_PASSWORD);
+        self.step("authenticate", code);
+        for (name, flag) in CREDENTIALS {
+            let code = handle.credentials(flag | SILENT);
+            self.step(name, code);
+        }
+        self.session(&mut handle);
+        handle.end();
+    }
+
+    /// A wrong password, and nobody is told.
+    fn silent(&mut self) {
+        let mut talk = Talk::default();
+        let mut handle = self.begin(&mut talk, self.typing("wrong"));
+        let code = handle.authenticate(SILENT);
+        self.step("authenticate", code);
+        handle.end();
+        self.messages = talk.messages;
+    }
+
+    /// The conversation fails when it is asked for the PIN, and when it is asked for the password.
+    fn odd_answers(&mut self, odd: impl Fn() -> Answer) {
+        for answers in [vec![odd()], vec![Answer::Text(self.pin.clone()), odd()]] {
+            let mut talk = Talk::default();
+            let mut handle = self.begin(&mut talk, answers);
+            let code = handle.authenticate(0);
+            self.step("authenticate", code);
+            handle.end();
+        }
+    }
+}
+
+fn count(what: &str) -> usize {
+    fs::read_dir(format!("/proc/self/{what}")).map_or(0, Iterator::count)
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let mut next = || arguments.next().unwrap_or_default();
+    let (scenario, service, pin, password) = (next(), next(), next(), next());
+    let mut seen = Value::Null;
+    for _ in 0..2 {
+        let (fds, threads) = (count("fd"), count("task"));
+        let mut scene = Scene {
+            service: service.clone(),
+            pin: pin.clone(),
+            password: password.clone(),
+            steps: Vec::new(),
+            messages: 0,
+            env: Vec::new(),
+        };
+        if !scene.run(&scenario) {
+            eprintln!("pam-corners: no such scenario: {scenario}");
+            return ExitCode::from(2);
+        }
+        seen = json!({
+            "steps": scene.steps, "messages": scene.messages, "env": scene.env,
+            "fds": [fds, count("fd")], "threads": [threads, count("task")],
+        });
+    }
+    println!("{seen}");
+    ExitCode::SUCCESS
+}
