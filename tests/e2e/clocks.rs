@@ -46,6 +46,9 @@ fn a_step_of_the_wall_clock_ends_nothing() {
         // The server's by less: it would renew its certificate, as it should.
         for (terminal, server) in [("+800d", "-3d"), ("-800d", "+3d"), ("+0", "+0")] {
             world.terminal(1).space().set_clock(terminal)?;
+            // Asked at once: the next heartbeat would renew a lease that had run out.
+            let status = world.terminal(1).cugctl("status")?;
+            ensure!(status["sessions"][0]["state"] == "up", "{terminal}: {status}");
             world.server.space().set_clock(server)?;
             ensure!(far_off(world.terminal(1).space())? == (terminal != "+0"), "the clock is not set to {terminal}");
             // Longer than a lease, also by the number of pings.

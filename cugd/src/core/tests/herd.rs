@@ -94,8 +94,15 @@ fn a_switch_that_comes_back_does_not_bring_all_terminals_at_once() {
 /// One terminal's own move: at once, whatever the draw, also when its first attempt is cut off by the next step of the same move.
 #[test]
 fn a_terminal_that_moves_alone_does_not_wait() {
-    let (mut world, _, first, _) = up();
+    let (mut world, ..) = up();
     world.event(network("10.0.0.1/24"));
+    // So that a pause would be seen.
+    lose(&mut world, 1_999);
+    let due = world.state.deadline().unwrap();
+    world.advance(due.since(world.now));
+    let first = newest(&world);
+    world.attach(first);
+    world.say(first, ChannelEvent::Synced);
     world.event(network("10.5.0.9/24"));
     let second = newest(&world);
     assert!(!world.links.contains_key(&first) && second != first, "not cut and made anew at once");
