@@ -37,6 +37,20 @@ impl Scene {
             .with_context(|| self.machine.journal("cugd"))
     }
 
+    /// Types answers at the console's prompts. vlock throws away what was typed before it has switched the echo off, which it does after the prompt.
+    fn answer(&mut self, answers: &[(&str, &str)]) -> anyhow::Result<()> {
+        for (prompt, answer) in answers {
+            self.machine.console().expect(prompt, LIMIT)?;
+            let silent = || {
+                let settings = self.machine.run("stty", &["-F", "/dev/console", "-a"]).and_then(|done| done.ok());
+                settings.is_ok_and(|settings| settings.contains(" -echo "))
+            };
+            wait::for_true("the prompt to be ready", LIMIT, silent)?;
+            self.machine.console().type_line(answer)?;
+        }
+        Ok(())
+    }
+
     /// The others know of this terminal again.
     fn wait_open(&self) -> anyhow::Result<()> {
         wait::for_true("the tunnel to be back", LIMIT, || self.session().is_ok_and(|session| session["open"] == true))
@@ -159,44 +173,34 @@ fn lock_and_unlock() {
         locks.wait()?;
         locked.with_context(|| scene.machine.journal("cugd"))?;
 
-        let console = scene.machine.console();
-        console.type_line("vlock")?;
-        console.expect("ENTER", LIMIT)?;
-        // Without the card the desk stays locked; vlock then offers to be unlocked by root.
-        console.type_line("")?;
-        for (prompt, answer) in [("insert your card", None), ("root's Password: ", Some("")), ("ENTER", None)] {
-            console.expect(prompt, LIMIT)?;
-            answer.map_or(Ok(()), |answer| console.type_line(answer))?;
-        }
+        let (pin, password) = (("PIN: ", PIN), ("assword: ", password("USER-A")));
+        // vlock offers to be unlocked by root after each failure.
+        let refused = [("root's Password: ", "")];
+        scene.machine.console().type_line("vlock")?;
+        scene.machine.console().expect("ENTER", LIMIT)?;
+        // Without the card the desk stays locked.
+        scene.machine.console().type_line("")?;
+        scene.machine.console().expect("insert your card", LIMIT)?;
+        scene.answer(&refused)?;
+        scene.machine.console().expect("ENTER", LIMIT)?;
         scene.put_back(card)?;
-        let console = scene.machine.console();
-        console.type_line("")?;
-        for (prompt, answer) in [("PIN: ", PIN), ("assword: ", password("USER-A"))] {
-            console.expect(prompt, LIMIT)?;
-            console.type_line(answer)?;
-        }
-        console.expect("\n$ ", LIMIT)?;
+        scene.machine.console().type_line("")?;
+        scene.answer(&[pin, password])?;
+        scene.machine.console().expect("\n$ ", LIMIT)?;
         scene.wait_open()?;
         scene.reaches_the_other()?;
         // The tunnel is up: the same locker only checks, and a wrong password does not unlock.
         let tunnels = scene.machine.tunnels();
-        let console = scene.machine.console();
-        console.type_line("vlock")?;
-        console.expect("ENTER", LIMIT)?;
-        console.type_line("")?;
-        for (prompt, answer) in [("PIN: ", PIN), ("assword: ", "wrong")] {
-            console.expect(prompt, LIMIT)?;
-            console.type_line(answer)?;
-        }
-        for (prompt, answer) in [("try again", None), ("root's Password: ", Some("")), ("ENTER", Some(""))] {
-            console.expect(prompt, LIMIT)?;
-            answer.map_or(Ok(()), |answer| console.type_line(answer))?;
-        }
-        for (prompt, answer) in [("PIN: ", PIN), ("assword: ", password("USER-A"))] {
-            console.expect(prompt, LIMIT)?;
-            console.type_line(answer)?;
-        }
-        console.expect("\n$ ", LIMIT)?;
+        scene.machine.console().type_line("vlock")?;
+        scene.machine.console().expect("ENTER", LIMIT)?;
+        scene.machine.console().type_line("")?;
+        scene.answer(&[pin, ("assword: ", "wrong")])?;
+        scene.machine.console().expect("try again", LIMIT)?;
+        scene.answer(&refused)?;
+        scene.machine.console().expect("ENTER", LIMIT)?;
+        scene.machine.console().type_line("")?;
+        scene.answer(&[pin, password])?;
+        scene.machine.console().expect("\n$ ", LIMIT)?;
         ensure!(scene.machine.tunnels() == tunnels, "a check changed the tunnel");
         scene.machine.console().log_out()?;
         scene.closed()

@@ -252,18 +252,15 @@ impl State {
     }
 }
 
-/// Why this OS session gets no tunnel, whatever the login was: it is no person's. One that holds nothing is not told of a tunnel either.
+/// Why this OS session gets no tunnel, whatever the login was: nobody works in it. The module may stand in a stack without `pam_systemd`; a login with
+/// the card counts there, too. What holds nothing (a job, root's `su`) takes nothing here, and may use what stands in any case, by its user ID.
 pub(super) fn no_desk(user: &UserId, holds: bool, os: &OsSession, out: &mut Vec<Action>) -> Option<Reply> {
-    let class = match os {
-        OsSession::Known(desk) if desk.is_a_persons() => return None,
-        OsSession::Known(desk) => desk.class.escape_debug().to_string(),
-        // The module may stand in a stack without pam_systemd; a login with the card counts there, too.
-        OsSession::None if !holds => "none".to_owned(),
-        OsSession::None | OsSession::Unknown => return None,
-    };
-    if !holds {
-        return Some(Reply::NoGrant);
+    match os {
+        OsSession::Known(desk) if holds && !desk.is_a_persons() => {
+            let class = desk.class.escape_debug();
+            out.push(Action::warn(&format!("{user} gets no tunnel in an OS session of class {class}")));
+            Some(Reply::Refused(Refusal::NoDesk))
+        }
+        OsSession::Known(_) | OsSession::None | OsSession::Unknown => None,
     }
-    out.push(Action::warn(&format!("{user} gets no tunnel in an OS session of class {class}")));
-    Some(Reply::Refused(Refusal::NoDesk))
 }
