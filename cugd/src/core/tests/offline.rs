@@ -194,6 +194,7 @@ fn without_a_card_that_is_watched_nothing_is_tried() {
     let number = *world.processes.keys().next().unwrap();
     tell(&mut world, number, WaitingEvent::Ready);
     world.advance(5 * MINUTE);
+    world.event(Event::Tick);
     assert_eq!(world.processes[&number], 0);
     world.watch_starts(number);
     assert_eq!(world.processes[&number], 1);
