@@ -10,7 +10,7 @@ use crate::{
 use cug_login::Failure as LoginFailure;
 use cug_proto::local::{Reply, Request, Wait};
 use pam::constants::PamFlag;
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 /// Told when the server is away, before the other modules decide.
 pub const AWAY: &str =
@@ -19,6 +19,9 @@ pub const AWAY: &str =
 /// Told when the closed group will not open by itself.
 const NOT_WAITING: &str =
     "You are logged in without the closed group; log in again once the management server can be reached.";
+
+/// A process has to start for it first, on a workstation where everybody logs in again after a power cut.
+const HAND_OVER: Duration = Duration::from_secs(5);
 
 /// `PAM_REINITIALIZE_CRED` and `PAM_REFRESH_CRED` of _pam_types.h: a locker that was unlocked, or sudo.
 const RENEW: PamFlag = 0x8 | 0x10;
@@ -34,7 +37,7 @@ pub fn unlocked(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) {
     if member(host, options, parts).is_none_or(|user| user != later.user) {
         return;
     }
-    if let Err(later) = wait(host, parts, later, false)
+    if let Some(later) = wait(host, parts, later, false)
         && let Err(code) = host.keep_for_later(later)
     {
         host.log(libc::LOG_WARNING, &format!("what was typed cannot be kept: {code:?}"));
@@ -47,16 +50,16 @@ pub fn begin(host: &mut dyn Host, parts: &Parts<'_>, later: Later) {
 }
 
 /// Gives back what was typed when there is no session to wait for.
-fn wait(host: &mut dyn Host, parts: &Parts<'_>, later: Later, leads: bool) -> Result<(), Later> {
+fn wait(host: &mut dyn Host, parts: &Parts<'_>, later: Later, leads: bool) -> Option<Later> {
     let Later { user, typed, card } = later;
     let request =
         Request::Wait(Wait { user: user.clone(), service: host.service(), tty: host.tty(), card: card.clone(), leads });
     let begun = match parts.daemon.call(&request, ORDINARY) {
         Ok(Reply::Waiting(place)) => {
-            let handed = parts.daemon.hand_over(Path::new(&place.socket), &typed, ORDINARY);
+            let handed = parts.daemon.hand_over(Path::new(&place.socket), &typed, HAND_OVER);
             handed.map(|()| place.minutes).map_err(LoginFailure::Daemon)
         }
-        Ok(Reply::NoGrant) if !leads => return Err(Later { user, typed, card }),
+        Ok(Reply::NoGrant) if !leads => return Some(Later { user, typed, card }),
         Ok(Reply::Refused(why)) => Err(LoginFailure::Refused(why)),
         Ok(_) => Err(LoginFailure::Daemon(DaemonError::Unexpected)),
         Err(error) => Err(LoginFailure::Daemon(error)),
@@ -74,7 +77,7 @@ fn wait(host: &mut dyn Host, parts: &Parts<'_>, later: Later, leads: bool) -> Re
             host.info(NOT_WAITING);
         }
     }
-    Ok(())
+    None
 }
 
 #[cfg(test)]

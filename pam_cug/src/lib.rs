@@ -42,6 +42,11 @@
 //! `pam_chauthtok` with `PAM_CHANGE_EXPIRED_AUTHTOK`, which asks for the new password twice and sends it with the old one, by the card. The server changes the password and
 //! grants the session in one step. A program that does not look at the account phase gets no grant, and the group stays closed.
 //!
+//! # No server (`offline = "local"` in cugd.toml)
+//! `pam_sm_authenticate` returns `PAM_IGNORE` when no server answers, sets PAM_AUTHTOK, and keeps on the handle what was typed (wiped with the handle).
+//! If the other modules let the person in, `pam_sm_open_session` (or `pam_sm_setcred` with `PAM_REFRESH_CRED` or `PAM_REINITIALIZE_CRED`, for a locker) hands it to a
+//! waiting login, and returns `PAM_IGNORE` too. With `offline = "deny"`: `PAM_AUTHINFO_UNAVAIL`.
+//!
 //! # What the module does to its host
 //! It makes no lasting thread and installs no logger, no signal handler, no TLS provider. While the user types the password, one thread with all
 //! signals blocked talks to the server and the card; it has ended when the entry point returns. A panic ends in `PAM_SYSTEM_ERR` and a line in syslog. Once
@@ -53,7 +58,7 @@
 //! # Time limits
 //! | what | limit |
 //! |---|---|
-//! | cugd | 2 s for each request, 10 s for opening a session |
+//! | cugd | 2 s for each request, 10 s for opening a session, 5 s to hand over what was typed to a waiting login |
 //! | waiting for a card | `card-wait-seconds` of cugd |
 //! | the server, all tries and servers together, typing not counted | `server-timeout-seconds` of cugd (5 s) |
 #![deny(unsafe_code)]

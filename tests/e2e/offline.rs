@@ -276,6 +276,34 @@ fn what_ends_a_waiting_login() {
     });
 }
 
+/// The card was pulled and is back, and the screen is unlocked while the server is away: the tunnel comes back by itself, too.
+#[test]
+fn an_unlocked_screen_waits() {
+    scenario("offline-unlock", |logs| {
+        let mut world = stage(logs)?;
+        let card = world.card("USER-A")?;
+        let in_reader = world.terminal(1).insert(card)?;
+        let login = world.terminal(1).log_in("USER-A", PASSWORD)?;
+        let card = in_reader.pull();
+        world.terminal(1).wait_state("USER-A", "suspended", SOON)?;
+        world.server.kill()?;
+        let terminal = world.terminal(1);
+        let _in = terminal.insert(card)?;
+        local_password(terminal, PASSWORD)?;
+        // Twice: the second finds a login that waits, and leaves it alone.
+        let said = terminal.space().run(paths::built("pam-corners")?, &["unlock", SERVICE, PIN, PASSWORD])?.ok()?;
+        let seen: serde_json::Value = serde_json::from_str(&said)?;
+        ensure!(seen["steps"][0][1] == 0 && seen["steps"][1][1] == 0, "{seen}");
+        terminal.wait_state("USER-A", "waiting", SOON)?;
+        world.server.serve()?;
+        world.terminal(1).wait_state("USER-A", "up", BY_ITSELF)?;
+        ensure!(world.terminal(1).tunnels().len() == 1);
+        no_process(world.terminal(1), "it is logged in")?;
+        login.close()?;
+        world.terminal(1).wait_clean(SOON)
+    });
+}
+
 /// Who is in already is not made to wait: sudo and lockers of a session with a tunnel are left to the local password.
 #[test]
 fn a_check_while_the_session_is_up() {

@@ -1,5 +1,12 @@
 //! Scripts in the place of the card and the server. Each asserts on drop that its script was used up.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // for tests only
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::new_without_default
+)] // for tests only
 
 mod server;
 mod tls;

@@ -53,11 +53,11 @@ fn state(world: &mut World) -> String {
 /// Nothing of it is left, and the person was told this.
 fn over(world: &World, said: Option<&str>) {
     assert!(world.processes.is_empty() && world.watches.is_empty());
-    let ends = world.told.iter().filter_map(|notice| match &notice.what {
+    let mut ends = world.told.iter().filter_map(|notice| match &notice.what {
         Happening::WaitEnded { reason } => Some(reason.as_str()),
         _ => None,
     });
-    match (ends.last(), said) {
+    match (ends.next_back(), said) {
         (None, None) => {}
         (Some(told), Some(said)) => assert!(told.contains(said), "{told}"),
         (told, said) => panic!("{told:?} and not {said:?}"),
@@ -123,7 +123,12 @@ fn whatever_ends_it_leaves_nothing() {
         (|world, number| tell(world, number, WaitingEvent::Ended("x".into())), Some("could not be kept")),
         (|world, number| world.card_pulled(number), Some("card was removed")),
         (|world, _| world.event(Event::LeaderDied(leader(1))), None),
-        (|world, _| drop(world.ask(Request::Close(user(0), leader(1)))), None),
+        (
+            |world, _| {
+                world.ask(Request::Close(user(0), leader(1)));
+            },
+            None,
+        ),
         (|world, _| world.event(Event::Shutdown), None),
         (
             |world, number| {
@@ -193,6 +198,7 @@ fn without_a_card_that_is_watched_nothing_is_tried() {
     let number = *world.processes.keys().next().unwrap();
     tell(&mut world, number, WaitingEvent::Ready);
     world.advance(5 * MINUTE);
+    world.event(Event::Tick);
     assert_eq!(world.processes[&number], 0);
     world.watch_starts(number);
     assert_eq!(world.processes[&number], 1);

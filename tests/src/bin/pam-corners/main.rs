@@ -56,6 +56,7 @@ impl Scene {
             "authenticate-in-child" => self.authenticate_in_child(),
             "flags" => self.flags(),
             "silent" => self.silent(),
+            "unlock" => self.unlock(),
             "error" => self.odd_answers(|| Answer::Error),
             "null" => self.odd_answers(|| Answer::NoResponses),
             "nothing" => self.odd_answers(|| Answer::NoText),
@@ -170,6 +171,18 @@ impl Scene {
         }
         self.session(&mut handle);
         handle.end();
+    }
+
+    /// As a screen locker does it: no session is opened.
+    fn unlock(&mut self) {
+        let mut talk = Talk::default();
+        let mut handle = self.begin(&mut talk, self.right());
+        let code = handle.authenticate(0);
+        self.step("authenticate", code);
+        let code = handle.credentials(16);
+        self.step("refresh", code);
+        handle.end();
+        self.messages = talk.messages;
     }
 
     /// A wrong password, and nobody is told.
