@@ -76,16 +76,15 @@ target/images/%.ready: tests/image/build
 	@$(SUDO) tests/image/build $* target/images/$*
 	@touch $@
 
-# What makes packages. Built once and not optimised: it packs some megabytes.
-PACKERS := target/tools/bin/cargo-deb target/tools/bin/cargo-generate-rpm
-$(PACKERS) &: packaging/tools
-	@packaging/tools
+# What makes packages.
+target/tools/bin/%: packaging/tools
+	@packaging/tools $*
 
 # Of the programs that were just built, twice with one number and the next: tests install, upgrade and downgrade them.
-packages-for-tests: build $(PACKERS)
+packages-for-tests: build target/tools/bin/cargo-deb
 	@packaging/package debug && KEEP_OTHERS=1 REVISION=2 packaging/package debug
 
-package: setup $(PACKERS) ## .deb and .rpm in target/package/dist, optimised and checked (some minutes)
+package: setup target/tools/bin/cargo-deb target/tools/bin/cargo-generate-rpm ## .deb and .rpm in target/package/dist, optimised and checked (some minutes)
 	@missing=$$(for p in lintian rpm rpmlint man-db; do dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
 	if [ -n "$$missing" ]; then echo "Installing from the distribution: $$(echo $$missing)"; \
 		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $$missing >/dev/null; fi

@@ -177,7 +177,7 @@ fn left_over(desk: &Machine) -> anyhow::Result<()> {
     let left: Vec<_> =
         files.lines().filter(|file| !file.starts_with("/run/systemd/journal") && !file.contains("/journal/")).collect();
     ensure!(left.is_empty(), "left after the purge: {left:?}");
-    let named = shell(desk, "grep -rl cug /etc --exclude-dir=reader.conf.d --exclude=.pwd.lock || true")?;
+    let named = shell(desk, "grep -rl cug /etc --exclude-dir=reader.conf.d --exclude='shadow*' || true")?;
     ensure!(named.trim().is_empty(), "named after the purge: {named}");
     Ok(())
 }
@@ -314,6 +314,14 @@ fn a_purge_asks_before_the_keys_go() {
     scenario("installed-purge", |logs| {
         let lan = Lan::new(logs)?;
         let server = server(&lan, logs, SUITE)?;
+        // Every line of the configuration that is installed is valid when it is put in force.
+        let all = "sed -E 's/^# (\\[|[a-z0-9-]+ = )/\\1/' /etc/cug/server.toml >/root/all.toml; grep -q '^listen' /root/all.toml";
+        shell(
+            &server,
+            &format!(
+                "{all} && cug-server --config /root/all.toml group list && ! grep -q '^[a-z]' /etc/cug/server.toml"
+            ),
+        )?;
         apt(&server, &["purge", "cug-server"])?.ok()?;
         shell(&server, "test -s /var/lib/cug-server/keys/ca.key")?;
         // What stayed is what a new installation goes on with.
