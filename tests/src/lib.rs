@@ -7,6 +7,7 @@
 //! * [`office`]: pcscd and a reader.
 //! * [`terminal`]: a host with a card reader, `pcscd`, `cugd` and a PAM stack.
 //! * [`machine`]: a workstation with a distribution's own systemd, logind, login and PAM configuration.
+//! * [`guest`]: the same in a virtual machine, with the distribution's own kernel.
 //! * [`card`]: cards and media, and the processes that play them.
 //! * [`login`]: a login through real libpam, step by step.
 //! * [`probe`]: who reaches whom, and what a host has left over.
@@ -24,6 +25,7 @@ pub mod accounts;
 pub mod capture;
 pub mod card;
 pub mod flow;
+pub mod guest;
 pub mod lan;
 pub mod login;
 pub mod machine;

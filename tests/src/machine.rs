@@ -22,8 +22,11 @@ use std::time::Duration;
 /// The distribution of the machines.
 pub const SUITE: &str = "bookworm";
 
+/// The same with a greeter.
+pub const DESKTOP: &str = "bookworm-desktop";
+
 /// Where the machine's files are on the host that carries it.
-const ROOT: &str = "/run/machine/root";
+pub const ROOT: &str = "/run/machine/root";
 
 /// How long a boot may take.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
@@ -65,11 +68,28 @@ impl Machine {
     /// # Errors
     /// When the image is missing, or the machine does not come up.
     pub fn boot(lan: &Lan, logs: &Path, number: u8, trusts: &CaPin, options: &Options<'_>) -> anyhow::Result<Self> {
+        Self::boot_from(SUITE, lan, logs, number, trusts, options)
+    }
+
+    /// The same from another image.
+    ///
+    /// # Errors
+    /// As [`Machine::boot`].
+    pub fn boot_from(
+        image: &str,
+        lan: &Lan,
+        logs: &Path,
+        number: u8,
+        trusts: &CaPin,
+        options: &Options<'_>,
+    ) -> anyhow::Result<Self> {
         let name = format!("machine{number}");
         let space = Space::new(&name, logs)?;
         let cable = lan.connect(&space, number)?;
-        files(&space)?;
-        install(&space, trusts, options.lines)?;
+        files(&space, image)?;
+        people(&space)?;
+        configure(&space, trusts, options.lines)?;
+        product(&space)?;
         static BOOTED: AtomicU32 = AtomicU32::new(0);
         let cgroup = format!("cug-{}-{}", std::process::id(), BOOTED.fetch_add(1, Ordering::Relaxed));
         let mut command = space.command(paths::built("rig")?)?;
@@ -224,15 +244,15 @@ fn remove_tree(dir: &Path) -> bool {
 }
 
 /// What the packages install: built as, installed as.
-const INSTALLED: [(&str, &str); 4] = [
+pub(crate) const INSTALLED: [(&str, &str); 4] = [
     ("cugd", "/usr/sbin/cugd"),
     ("cugctl", "/usr/bin/cugctl"),
     ("libpam_cug.so", "/usr/lib/x86_64-linux-gnu/security/pam_cug.so"),
     ("libcug_ifd.so", "/usr/lib/cug-test/libcug_ifd.so"),
 ];
 
-fn files(space: &Space) -> anyhow::Result<()> {
-    let image = image()?;
+pub(crate) fn files(space: &Space, image: &str) -> anyhow::Result<()> {
+    let image = find(image)?;
     let make = format!(
         "mkdir /run/machine && mount -t tmpfs -o mode=755 machine /run/machine && mkdir /run/machine/upper /run/machine/work {ROOT} && \
          mount -t overlay -o lowerdir={},upperdir=/run/machine/upper,workdir=/run/machine/work machine {ROOT}",
@@ -241,24 +261,17 @@ fn files(space: &Space) -> anyhow::Result<()> {
     space.run("sh", &["-c", &make])?.ok().map(drop).context("the machine's file system")
 }
 
-/// The image, made by `make image`.
-fn image() -> anyhow::Result<PathBuf> {
-    let image = paths::programs().parent().context("no target directory")?.join("images").join(SUITE);
-    ensure!(image.join("etc/os-release").exists(), "{} is missing; make it with `make image`", image.display());
+/// The image, made by `make image`, or `make desktop` for the one with a greeter.
+fn find(image: &str) -> anyhow::Result<PathBuf> {
+    let image = paths::programs().parent().context("no target directory")?.join("images").join(image);
+    ensure!(image.join("etc/os-release").exists(), "{} is missing; make it with `make image desktop`", image.display());
     Ok(image)
 }
 
-fn install(space: &Space, trusts: &CaPin, lines: &str) -> anyhow::Result<()> {
+/// The accounts, and what the tests need to read a screen and to put cards in.
+pub(crate) fn people(space: &Space) -> anyhow::Result<()> {
     let write = |path: &str, content: &str, mode| space.write(&format!("{ROOT}{path}"), content, mode);
     let read = |path: &str| fs::read_to_string(space.path(format!("{ROOT}{path}"))).with_context(|| path.to_owned());
-    let shipped = |path: &str| {
-        fs::read_to_string(paths::workspace().join("packaging").join(path)).with_context(|| path.to_owned())
-    };
-    let chroot = |program: &str, args: &[&str]| -> anyhow::Result<()> {
-        let mut all = vec![ROOT, program];
-        all.extend(args);
-        space.run("chroot", &all)?.ok().map(drop).with_context(|| program.to_owned())
-    };
     let (mut passwd, mut group, mut shadow) = (read("/etc/passwd")?, read("/etc/group")?, read("/etc/shadow")?);
     shadow = shadow.replace("root:*:", &format!("root:{}:", accounts::ROOT_HASH));
     for (name, number) in std::iter::once(accounts::LOCAL_USER.0).chain(accounts::USERS).zip(FIRST_UID..) {
@@ -282,10 +295,27 @@ fn install(space: &Space, trusts: &CaPin, lines: &str) -> anyhow::Result<()> {
     write("/root/.bashrc", "PS1='# '\n", 0o644)?;
 
     let driver = Path::new("/usr/lib/cug-test/libcug_ifd.so");
-    write("/etc/reader.conf.d/cug", &cug_cards::rig::reader_conf(driver, &[PathBuf::from(office::READER)]), 0o644)?;
+    write("/etc/reader.conf.d/cug", &cug_cards::rig::reader_conf(driver, &[PathBuf::from(office::READER)]), 0o644)
+}
+
+/// What the administrator writes.
+pub(crate) fn configure(space: &Space, trusts: &CaPin, lines: &str) -> anyhow::Result<()> {
     let pin: String = trusts.iter().map(|byte| format!("{byte:02x}")).collect();
     let server = format!("servers = [\"{}\"]\nca-pins = [\"{pin}\"]\n{lines}\n", ServerHost::address());
-    write("/etc/cug/cugd.toml", &server, 0o644)?;
+    space.write(&format!("{ROOT}/etc/cug/cugd.toml"), server, 0o644)
+}
+
+/// What the packages do, but for the programs: their places are there.
+pub(crate) fn product(space: &Space) -> anyhow::Result<()> {
+    let write = |path: &str, content: &str, mode| space.write(&format!("{ROOT}{path}"), content, mode);
+    let shipped = |path: &str| {
+        fs::read_to_string(paths::workspace().join("packaging").join(path)).with_context(|| path.to_owned())
+    };
+    let chroot = |program: &str, args: &[&str]| -> anyhow::Result<()> {
+        let mut all = vec![ROOT, program];
+        all.extend(args);
+        space.run("chroot", &all)?.ok().map(drop).with_context(|| program.to_owned())
+    };
     write("/usr/lib/systemd/system/cugd.service", &shipped("systemd/cugd.service")?, 0o644)?;
     // The tunnel's guard counts on the session's cgroup, so the session's part comes after pam_systemd.
     for profile in ["cug", "cug-session"] {
