@@ -85,8 +85,7 @@ fn nobody_else(guest: &Guest, owner: &str, here: &Tunnel, there: &str) -> anyhow
 /// good shows when both sides begin anew.
 fn rotation(scene: &Scene, one: &Tunnel, two: &Tunnel) -> anyhow::Result<String> {
     let key = || one.peer(&scene.one, "preshared-keys", &two.public_key);
-    let handshake =
-        |guest: &Guest| Ok::<_, anyhow::Error>(guest.sh(&format!("wg show {} latest-handshakes", one.name))?);
+    let handshake = |guest: &Guest| guest.sh(&format!("wg show {} latest-handshakes", one.name));
     // Job control, or a shell's background programs would not hear of an interrupt.
     let (before, shaken) = (key()?, handshake(&scene.one)?);
     let ping = format!(
