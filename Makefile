@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a newcomer needs. Both install what they need from the distribution, and say so.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test build setup packages image tools format lint unit e2e prove deny bench fuzz clean help package packages-for-tests check-packages
+.PHONY: demo test build setup packages image tools format lint unit e2e prove deny bench fuzz clean help package packages-for-tests check-packages desktop
 
 export RUST_BACKTRACE ?= 1
 # Tests make network namespaces and load real PAM modules: they need root. Everything they make is their own and goes with them.
@@ -12,7 +12,8 @@ FUZZ := frames messages local envelope trust policy config admin import
 SECONDS ?= 60
 VENV := target/interop-venv
 PACKAGES := build-essential pkg-config cmake libclang-dev clang libpcsclite-dev libpam0g-dev pcscd opensc yubico-piv-tool pamtester \
-	systemd iproute2 iputils-ping dbus-daemon dbus-bin nftables wireguard-tools tcpdump util-linux login openssl python3-venv procps mmdebstrap systemd-container libfaketime
+	systemd iproute2 iputils-ping dbus-daemon dbus-bin nftables wireguard-tools tcpdump util-linux login openssl python3-venv procps mmdebstrap systemd-container libfaketime \
+	qemu-system-x86 e2fsprogs binutils
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -63,17 +64,27 @@ RESOLVED := target/systemd-resolved
 $(RESOLVED)/ready:
 	@mkdir -p $(RESOLVED) && cd $(RESOLVED) && apt-get -qq download systemd-resolved 2>/dev/null && dpkg-deb -x systemd-resolved_*.deb . && touch ready
 
-e2e: build image $(RESOLVED)/ready packages-for-tests ## end to end: real PAM, pcscd, cards, TLS and WireGuard on several hosts
+e2e: build image desktop $(RESOLVED)/ready packages-for-tests ## end to end: real PAM, pcscd, cards, TLS and WireGuard on several hosts
 	@CUG_BUILT=1 $(AS_ROOT) cargo test --locked -p cug-tests
+	@cat target/e2e/*.times
 	@echo "The same with a card written by others (piv-authenticator):"
 	@CUG_BUILT=1 CUG_CARD=piv-authenticator $(AS_ROOT) cargo test --locked -p cug-tests --test e2e
 
 # A distribution's own workstation, with systemd, for tests/machine: the suite of tests/src/machine.rs, and the one after it.
 image: target/images/bookworm.ready target/images/trixie.ready
 
-target/images/%.ready: tests/image/build
+target/images/%.ready: tests/image/build tests/image/kernel
 	@echo "Making the image of a workstation from the distribution's packages ($*)"
 	@$(SUDO) tests/image/build $* target/images/$*
+	@touch $@
+
+# The same with a greeter, an X server without a screen, and what types and takes pictures there.
+DESKTOP := lightdm,lightdm-gtk-greeter,xvfb,xdotool,scrot,xterm,xauth,adwaita-icon-theme,fonts-dejavu-core,at-spi2-core
+desktop: target/images/bookworm-desktop.ready
+
+target/images/bookworm-desktop.ready: tests/image/build tests/image/kernel
+	@echo "Making the image of a workstation with a greeter"
+	@$(SUDO) tests/image/build bookworm target/images/bookworm-desktop $(DESKTOP)
 	@touch $@
 
 # What makes packages.

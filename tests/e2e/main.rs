@@ -23,14 +23,12 @@
 //! * `readers`: two people with two readers at one terminal.
 //! * `nat`: a terminal behind a router that translates addresses.
 //! * `clocks`: a wall clock that is wrong, or is set.
-
-mod accounts;
-mod clocks;
 //! * `offline`: logins while the server is away.
 //! * `corners`: hosts of PAM that do unusual things.
 //! * `versions`: a login module and a daemon of different versions.
 
 mod accounts;
+mod clocks;
 mod corners;
 mod enrol;
 mod faults;
@@ -54,5 +52,5 @@ mod standby;
 mod status;
 mod support;
 mod tools;
-mod wire;
 mod versions;
+mod wire;

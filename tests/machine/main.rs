@@ -3,6 +3,7 @@
 mod away;
 mod console;
 mod desk;
+mod greeter;
 mod installed;
 mod programs;
 mod scene;

@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use cug_tests::card::{InReader, PIN};
 use cug_tests::login::Login;
-use cug_tests::machine::{Machine, Options};
+use cug_tests::machine::{Machine, Options, SUITE};
 use cug_tests::wait;
 use cug_tests::world::{World, password};
 use std::path::Path;
@@ -33,11 +33,16 @@ impl Scene {
 
     /// The same with more lines in the machine's cugd.toml, and with or without BPF.
     pub fn with(logs: &Path, lines: &str, bpf: bool) -> anyhow::Result<Self> {
-        Self::with_server(logs, lines, bpf, "")
+        Self::on(SUITE, logs, lines, bpf, "")
     }
 
     /// The same with more lines in the server's configuration.
     pub fn with_server(logs: &Path, lines: &str, bpf: bool, server: &str) -> anyhow::Result<Self> {
+        Self::on(SUITE, logs, lines, bpf, server)
+    }
+
+    /// The same on a machine of this image.
+    pub fn on(image: &'static str, logs: &Path, lines: &str, bpf: bool, server: &str) -> anyhow::Result<Self> {
         let world = World::with_config(logs, 1, server)?;
         let (card, other_card) = (world.card("USER-A")?, world.card("USER-B")?);
         let terminal = world.terminal(1);
@@ -45,7 +50,8 @@ impl Scene {
         let _other_session = terminal.log_in("USER-B", password("USER-B"))?;
         let other = terminal.overlay("USER-B")?[0]["address4"].as_str().context("no address")?.to_owned();
         let lines = format!("card-wait-seconds = 2\n{lines}");
-        let machine = Machine::boot(&world.lan, logs, 20, &world.server.ca_pin()?, &Options { lines: &lines, bpf })?;
+        let machine =
+            Machine::boot_from(image, &world.lan, logs, 20, &world.server.ca_pin()?, &Options { lines: &lines, bpf })?;
         machine.wait_active("cugd")?;
         let card = Some(machine.insert(card)?);
         Ok(Self { card, machine, other, _other_session, _other_card, world })
@@ -57,6 +63,11 @@ impl Scene {
         let said = said.with_context(|| self.machine.journal("cugd"))?;
         ensure!(self.machine.tunnels().len() == 1, "{:?}\n{}", self.machine.tunnels(), self.machine.journal("cugd"));
         Ok(said)
+    }
+
+    /// USER-B's overlay address.
+    pub fn other(&self) -> &str {
+        &self.other
     }
 
     /// USER-A's shell reaches USER-B's overlay address.

@@ -14,6 +14,9 @@ pub const BRIDGE: &str = "lan0";
 /// The host's interface.
 pub const CARD: &str = "eth0";
 
+/// The interface of a virtual machine's cable, on the host that runs it.
+pub const TAP: &str = "tap0";
+
 /// How long the kernel may take until a card is up.
 const UP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -76,6 +79,27 @@ impl Lan {
             let shown = host.run("ip", &["-6", "address", "show", "dev", CARD, "scope", "link"]).and_then(Finished::ok);
             shown.is_ok_and(|text| text.contains("fe80:") && !text.contains("tentative"))
         })?;
+        Ok(Cable { port })
+    }
+
+    /// Connects a virtual machine that runs on `host`, through [`TAP`]; its addresses are its own business, and the host has none.
+    ///
+    /// # Errors
+    /// With what `ip` says.
+    pub fn plug(&self, host: &Space) -> anyhow::Result<Cable> {
+        let port = format!("port{}", self.cables.fetch_add(1, Ordering::Relaxed));
+        self.space.ip(&[
+            format!("link add {port} type veth peer name {CARD} netns {}", host.pid()),
+            format!("link set {port} master {BRIDGE} up"),
+        ])?;
+        host.ip(&[
+            "link set lo up".into(),
+            format!("link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"),
+            format!("tuntap add {TAP} mode tap"),
+            format!("link set {TAP} master {BRIDGE} up"),
+            format!("link set {CARD} master {BRIDGE} up"),
+            format!("link set {BRIDGE} up"),
+        ])?;
         Ok(Cable { port })
     }
 

@@ -8,6 +8,7 @@
 //! * [`terminal`]: a host with a card reader, `pcscd`, `cugd` and a PAM stack.
 //! * [`machine`]: a workstation with a distribution's own systemd, logind, login and PAM configuration.
 //! * [`installed`]: the same with the product from its packages.
+//! * [`guest`]: the same in a virtual machine, with the distribution's own kernel.
 //! * [`card`]: cards and media, and the processes that play them.
 //! * [`doctor`]: a module or a daemon of another version.
 //! * [`login`]: a login through real libpam, step by step.
@@ -28,6 +29,7 @@ pub mod capture;
 pub mod card;
 pub mod doctor;
 pub mod flow;
+pub mod guest;
 pub mod installed;
 pub mod lan;
 pub mod login;

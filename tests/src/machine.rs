@@ -22,8 +22,11 @@ use std::time::Duration;
 /// The distribution of the machines.
 pub const SUITE: &str = "bookworm";
 
+/// The same with a greeter.
+pub const DESKTOP: &str = "bookworm-desktop";
+
 /// Where the machine's files are on the host that carries it.
-pub(crate) const ROOT: &str = "/run/machine/root";
+pub const ROOT: &str = "/run/machine/root";
 
 /// How long a boot may take.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
@@ -75,9 +78,27 @@ impl Machine {
     /// # Errors
     /// When the image is missing, or the machine does not come up.
     pub fn boot(lan: &Lan, logs: &Path, number: u8, trusts: &CaPin, options: &Options<'_>) -> anyhow::Result<Self> {
+        Self::boot_from(SUITE, lan, logs, number, trusts, options)
+    }
+
+    /// The same from another image.
+    ///
+    /// # Errors
+    /// As [`Machine::boot`].
+    pub fn boot_from(
+        image: &'static str,
+        lan: &Lan,
+        logs: &Path,
+        number: u8,
+        trusts: &CaPin,
+        options: &Options<'_>,
+    ) -> anyhow::Result<Self> {
         let binds = INSTALLED.iter().map(|(built, place)| Ok((paths::built(built)?, *place)));
-        let setup = Setup { suite: SUITE, bpf: options.bpf, binds: binds.collect::<anyhow::Result<_>>()? };
-        Self::boot_with(lan, logs, number, &setup, |space| install(space, trusts, options.lines))
+        let setup = Setup { suite: image, bpf: options.bpf, binds: binds.collect::<anyhow::Result<_>>()? };
+        Self::boot_with(lan, logs, number, &setup, |space| {
+            configure(space, trusts, options.lines)?;
+            product(space)
+        })
     }
 
     /// Boots machine number `number` after `prepare` has put into its files what it needs beside accounts.
@@ -251,15 +272,15 @@ fn remove_tree(dir: &Path) -> bool {
 }
 
 /// What the packages install: built as, installed as.
-const INSTALLED: [(&str, &str); 4] = [
+pub(crate) const INSTALLED: [(&str, &str); 4] = [
     ("cugd", "/usr/sbin/cugd"),
     ("cugctl", "/usr/bin/cugctl"),
     ("libpam_cug.so", "/usr/lib/x86_64-linux-gnu/security/pam_cug.so"),
     ("libcug_ifd.so", "/usr/lib/cug-test/libcug_ifd.so"),
 ];
 
-fn files(space: &Space, suite: &str) -> anyhow::Result<()> {
-    let image = image(suite)?;
+pub(crate) fn files(space: &Space, image: &str) -> anyhow::Result<()> {
+    let image = find(image)?;
     let make = format!(
         "mkdir /run/machine && mount -t tmpfs -o mode=755 machine /run/machine && mkdir /run/machine/upper /run/machine/work {ROOT} && \
          mount -t overlay -o lowerdir={},upperdir=/run/machine/upper,workdir=/run/machine/work machine {ROOT}",
@@ -268,15 +289,15 @@ fn files(space: &Space, suite: &str) -> anyhow::Result<()> {
     space.run("sh", &["-c", &make])?.ok().map(drop).context("the machine's file system")
 }
 
-/// The image, made by `make image`.
-fn image(suite: &str) -> anyhow::Result<PathBuf> {
-    let image = paths::programs().parent().context("no target directory")?.join("images").join(suite);
-    ensure!(image.join("etc/os-release").exists(), "{} is missing; make it with `make image`", image.display());
+/// The image, made by `make image`, or `make desktop` for the one with a greeter.
+fn find(image: &str) -> anyhow::Result<PathBuf> {
+    let image = paths::programs().parent().context("no target directory")?.join("images").join(image);
+    ensure!(image.join("etc/os-release").exists(), "{} is missing; make it with `make image desktop`", image.display());
     Ok(image)
 }
 
 /// Root, a local user and the members, with a screen and a keyboard that a program can use, and one reader.
-fn people(space: &Space) -> anyhow::Result<()> {
+pub(crate) fn people(space: &Space) -> anyhow::Result<()> {
     let write = |path: &str, content: &str, mode| space.write(&format!("{ROOT}{path}"), content, mode);
     let read = |path: &str| fs::read_to_string(space.path(format!("{ROOT}{path}"))).with_context(|| path.to_owned());
     let (mut passwd, mut group, mut shadow) = (read("/etc/passwd")?, read("/etc/group")?, read("/etc/shadow")?);
@@ -307,7 +328,15 @@ fn people(space: &Space) -> anyhow::Result<()> {
     write("/etc/reader.conf.d/cug", &cug_cards::rig::reader_conf(driver, &[PathBuf::from(office::READER)]), 0o644)
 }
 
-fn install(space: &Space, trusts: &CaPin, lines: &str) -> anyhow::Result<()> {
+/// What the administrator writes.
+pub(crate) fn configure(space: &Space, trusts: &CaPin, lines: &str) -> anyhow::Result<()> {
+    let pin: String = trusts.iter().map(|byte| format!("{byte:02x}")).collect();
+    let server = format!("servers = [\"{}\"]\nca-pins = [\"{pin}\"]\n{lines}\n", ServerHost::address());
+    space.write(&format!("{ROOT}/etc/cug/cugd.toml"), server, 0o644)
+}
+
+/// What the packages do, but for the programs: their places are there.
+pub(crate) fn product(space: &Space) -> anyhow::Result<()> {
     let write = |path: &str, content: &str, mode| space.write(&format!("{ROOT}{path}"), content, mode);
     let shipped = |path: &str| {
         fs::read_to_string(paths::workspace().join("packaging").join(path)).with_context(|| path.to_owned())
@@ -317,9 +346,6 @@ fn install(space: &Space, trusts: &CaPin, lines: &str) -> anyhow::Result<()> {
         all.extend(args);
         space.run("chroot", &all)?.ok().map(drop).with_context(|| program.to_owned())
     };
-    let pin: String = trusts.iter().map(|byte| format!("{byte:02x}")).collect();
-    let server = format!("servers = [\"{}\"]\nca-pins = [\"{pin}\"]\n{lines}\n", ServerHost::address());
-    write("/etc/cug/cugd.toml", &server, 0o644)?;
     write("/usr/lib/systemd/system/cugd.service", &shipped("systemd/cugd.service")?, 0o644)?;
     // The tunnel's guard counts on the session's cgroup, so the session's part comes after pam_systemd.
     for profile in ["cug", "cug-session"] {

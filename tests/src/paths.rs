@@ -97,3 +97,13 @@ pub fn log_dir(name: &str) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     Ok(dir)
 }
+
+/// Where pictures of screens are kept, for people to look at, under `target`.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn pictures() -> anyhow::Result<PathBuf> {
+    let dir = programs().parent().map_or_else(std::env::temp_dir, Path::to_owned).join("pictures");
+    std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+    Ok(dir)
+}

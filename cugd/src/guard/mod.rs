@@ -20,8 +20,9 @@ pub mod program;
 pub mod rules;
 
 use std::{
-    fs::File,
+    fs::{DirBuilder, File},
     io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -34,8 +35,9 @@ use plan::{Exception, Fence, Plan};
 use program::Direction;
 use rules::Beside;
 
-/// Where programs are pinned that must outlive this process.
-const PINS: &str = "/sys/fs/bpf";
+/// Where programs are pinned that must outlive this process. A directory of its own, because systemd's sandbox makes the one above read-only
+/// and lets nothing but a deeper one be written to; the unit makes it.
+const PINS: &str = "/sys/fs/bpf/cug";
 
 /// What the configuration asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -385,6 +387,8 @@ impl Programs {
     fn attach(&mut self, [ingress, egress]: [Program; 2]) -> Result<(), BpfError> {
         let mut links = [Link::attach(&self.cgroup, ingress)?, Link::attach(&self.cgroup, egress)?];
         if self.lifetime == Lifetime::Pinned {
+            // Without the unit nobody else makes it. When it cannot be made, pinning says why.
+            let _there_already = DirBuilder::new().mode(0o700).create(PINS);
             for (link, path) in links.iter_mut().zip(pins()) {
                 if let Err(error) = link.pin(&path) {
                     links.into_iter().try_for_each(Link::remove)?;

@@ -1,8 +1,9 @@
 //! WireGuard of the Linux kernel, through wireguard-control.
 //!
 //! The library is synchronous and copies keys freely, so each call runs on a thread of its own whose stack is wiped at the
-//! end ([`super::memory`]). Its `apply` creates the link when it is missing and its `PeerConfigBuilder` creates a peer when
-//! it is missing: callers know which exist.
+//! end ([`super::memory`]). Its `PeerConfigBuilder` creates a peer when it is missing: callers know which exist. Its `apply` creates
+//! the link when it is missing, unguarded and with an index of the kernel's choice: a change that was given up while it ran therefore
+//! removes whatever it may have made.
 
 use std::{
     collections::HashMap,
@@ -29,7 +30,7 @@ use super::{
 pub(super) struct KernelDriver {
     name: InterfaceName,
     kernel_name: wireguard_control::InterfaceName,
-    gone: AtomicBool,
+    gone: Arc<AtomicBool>,
 }
 
 /// Asks the kernel for a WireGuard link and removes it again. Loads the module where there is one.
@@ -49,7 +50,7 @@ impl KernelDriver {
         let kernel_name = name.as_str().parse().map_err(|_| TunnelError::Name(name.to_string()))?;
         // Made before the link, so that a link whose maker was cancelled is removed: by this driver's end when it exists by
         // then, by its own task when it comes later.
-        let driver = Self { name: name.clone(), kernel_name, gone: AtomicBool::new(false) };
+        let driver = Self { name: name.clone(), kernel_name, gone: Arc::default() };
         match make(name.clone(), kernel_name).await {
             Ok(()) => Ok(driver),
             Err(error) => {
@@ -64,18 +65,25 @@ impl KernelDriver {
         }
     }
 
-    /// Applies what `build` makes of an empty update.
+    /// Applies what `build` makes of an empty update. Given up (the tunnel goes down, or time is up), it takes the link with it: the
+    /// change may have run into the link's removal and have made it anew.
     fn apply(
         &self,
         doing: &'static str,
         build: impl FnOnce(DeviceUpdate) -> DeviceUpdate + Send + 'static,
     ) -> BoxFuture<'_, Result<(), TunnelError>> {
-        let name = self.kernel_name;
+        let (name, gone) = (self.kernel_name, Arc::clone(&self.gone));
+        let change = move || {
+            if gone.load(Ordering::Acquire) {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            build(DeviceUpdate::new()).apply(&name, Backend::Kernel)
+        };
         async move {
             if self.gone.load(Ordering::Acquire) {
                 return Err(TunnelError::Down);
             }
-            apart(doing, move || build(DeviceUpdate::new()).apply(&name, Backend::Kernel), || ()).await
+            apart(doing, change, move || delete(&name)).await
         }
         .boxed()
     }

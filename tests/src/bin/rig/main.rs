@@ -5,6 +5,7 @@ mod init;
 mod net;
 mod ns;
 mod pty;
+mod slot;
 mod trickle;
 mod wire;
 
@@ -23,7 +24,11 @@ fn main() -> ExitCode {
         ["local", path] => net::local(path),
         ["trickle", address] => trickle::run(address),
         ["wire", near, far, seed, faults @ ..] => wire::run([near, far], seed, faults),
-        _ => Err(anyhow::anyhow!("rig: init | enter | pty | echo | exchange | capture | local | trickle | wire")),
+        ["hand", port] => virtio(port).and_then(|port| cug_tests::guest::serve(&port)),
+        ["slot", port, reader] => virtio(port).and_then(|port| slot::run(&port, reader)),
+        _ => Err(anyhow::anyhow!(
+            "rig: init | enter | pty | echo | exchange | capture | local | trickle | wire | hand | slot"
+        )),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -32,4 +37,14 @@ fn main() -> ExitCode {
             ExitCode::from(125)
         }
     }
+}
+
+/// How long udev may take to show a port.
+const PORT_LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// The device of a virtio port.
+fn virtio(name: &str) -> anyhow::Result<String> {
+    let path = format!("/dev/virtio-ports/{name}");
+    cug_tests::wait::for_true(&path, PORT_LIMIT, || std::path::Path::new(&path).exists())?;
+    Ok(path)
 }
