@@ -336,16 +336,7 @@ impl World {
                 self.replies.insert(token, reply);
             }
             Action::ReplyPeers { token, .. } => assert!(self.outstanding.remove(&token)),
-            Action::StartWatch { number, .. } => {
-                assert!(self.watches.insert(number, false).is_none());
-                if self.searches.remove(&number).is_none() {
-                    match delivered {
-                        Some(session) => drop(self.session_of.insert(number, session)),
-                        // What comes next is the process that waits for a server.
-                        None => self.announced = Some(number),
-                    }
-                }
-            }
+            Action::StartWatch { number, .. } => self.watch_begins(number, delivered),
             Action::StopWatch { number } => {
                 let standing = self.tunnels.get(&number).is_some_and(|tunnel| !tunnel.falling);
                 assert!(!standing, "the tunnel goes before the watch");
@@ -393,6 +384,18 @@ impl World {
             }
             Action::Exit => self.exited = true,
             tunnel => self.tunnel(tunnel),
+        }
+    }
+
+    fn watch_begins(&mut self, number: Number, delivered: Option<SessionId>) {
+        assert!(self.watches.insert(number, false).is_none());
+        if self.searches.remove(&number).is_some() {
+            return;
+        }
+        match delivered {
+            Some(session) => drop(self.session_of.insert(number, session)),
+            // What comes next is the process that waits for a server.
+            None => self.announced = Some(number),
         }
     }
 

@@ -3,11 +3,13 @@
 use super::Scale;
 use anyhow::{Context, ensure};
 use cug_load::figures::{Report, Row, Sample};
+use cug_tests::card::PivCard;
 use cug_tests::flow::{Pings, wall};
 use cug_tests::process::Daemon;
 use cug_tests::world::World;
 use cug_tests::{paths, wait};
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -34,80 +36,90 @@ fn granted_at(log: &str, user: &str) -> anyhow::Result<f64> {
     Ok(hours * 3600.0 + minutes * 60.0 + seconds)
 }
 
+/// What came of A's coming and going.
+#[derive(Default)]
+struct Times {
+    answers: Vec<Duration>,
+    gone: Vec<Duration>,
+    dropped: Vec<Duration>,
+}
+
+/// B sits at terminal 2, and is told who comes and goes.
+struct Ward {
+    world: World,
+    watch: Daemon,
+}
+
+impl Ward {
+    fn left(&self) -> usize {
+        self.watch.log().matches("member-left").count()
+    }
+
+    /// A logs in, is pinged, pulls the card, and logs in again while the pings go on.
+    fn round(&self, card: PivCard, times: &mut Times) -> anyhow::Result<PivCard> {
+        let (one, two) = (self.world.terminal(1), self.world.terminal(2));
+        let in_reader = one.insert(card)?;
+        let login = one.log_in("USER-A", "passwd1")?;
+        let address: IpAddr = one.overlay("USER-A")?[0]["address4"].as_str().context("no overlay address")?.parse()?;
+        let pings = Pings::start(two.space(), "USER-B", address)?;
+        let (before, begin) = (self.left(), Instant::now());
+        let card = in_reader.pull();
+        let (mut down, mut told) = (None, None);
+        wait::for_true("the end", LIMIT, || {
+            down = down.or_else(|| one.tunnels().is_empty().then(|| begin.elapsed()));
+            told = told.or_else(|| (self.left() > before).then(|| begin.elapsed()));
+            down.is_some() && told.is_some()
+        })?;
+        times.gone.extend(down);
+        times.dropped.extend(told);
+        login.close()?;
+        one.wait_clean(LIMIT)?;
+
+        let in_reader = one.insert(card)?;
+        let since = wall();
+        let login = one.log_in("USER-A", "passwd1")?;
+        let answer = pings.answer_after(since, LIMIT)?;
+        let granted = granted_at(&self.world.server.log(), "USER-A")?;
+        times.answers.push(Duration::from_secs_f64((answer - granted).rem_euclid(DAY)));
+        let card = in_reader.pull();
+        one.wait_clean(LIMIT)?;
+        login.close()?;
+        let _count = pings.finish()?;
+        Ok(card)
+    }
+}
+
 /// A comes and goes while B sits at the other terminal.
 pub(super) fn come_and_go(scale: Scale, report: &mut Report) -> anyhow::Result<()> {
     let logs = logs("come-and-go")?;
     let world = World::new(&logs, 2)?;
-    let (one, two) = (world.terminal(1), world.terminal(2));
+    let two = world.terminal(2);
     let _b = two.insert(world.card("USER-B")?)?;
     let _login = two.log_in("USER-B", "passwd2")?;
     let mut watch = two.space().command(paths::built("cugctl")?)?;
     watch.args(["watch", "--json"]);
     let watch = Daemon::spawn("watch", watch, &logs.join("watch.log"), false)?;
-    let left = || watch.log().matches("member-left").count();
     let mut card = world.card("USER-A")?;
-    let (mut answers, mut gone, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..scale.of(50) {
-        let in_reader = one.insert(card)?;
-        let login = one.log_in("USER-A", "passwd1")?;
-        let address: std::net::IpAddr =
-            one.overlay("USER-A")?[0]["address4"].as_str().context("no overlay address")?.parse()?;
-        // The first round finds out the address, and nothing is warm.
-        let pings = Pings::start(two.space(), "USER-B", address)?;
-        let before = left();
-        let begin = Instant::now();
-        card = in_reader.pull();
-        let (mut down, mut told) = (None, None);
-        wait::for_true("the end", LIMIT, || {
-            down = down.or_else(|| one.tunnels().is_empty().then(|| begin.elapsed()));
-            told = told.or_else(|| (left() > before).then(|| begin.elapsed()));
-            down.is_some() && told.is_some()
-        })?;
-        login.close()?;
-        one.wait_clean(LIMIT)?;
-        if round > 0 {
-            gone.extend(down);
-            dropped.extend(told);
-        }
-        // The same pings go on, and the next login ends their silence.
-        let in_reader = one.insert(card)?;
-        let since = wall();
-        let login = one.log_in("USER-A", "passwd1")?;
-        let answer = pings.answer_after(since, LIMIT)?;
-        let granted = granted_at(&world.server.log(), "USER-A")?;
-        if round > 0 {
-            answers.push(Duration::from_secs_f64((answer - granted).rem_euclid(DAY)));
-        }
-        card = in_reader.pull();
-        one.wait_clean(LIMIT)?;
-        login.close()?;
-        let _count = pings.finish()?;
+    let ward = Ward { world, watch };
+    // The first round finds nothing in memory.
+    card = ward.round(card, &mut Times::default())?;
+    let mut times = Times::default();
+    for _ in 0..scale.of(50) {
+        card = ward.round(card, &mut times)?;
     }
-    let [answers, gone, dropped] = [answers, gone, dropped].map(Sample::from_iter);
+    let [answers, gone, dropped] = [times.answers, times.gone, times.dropped].map(Sample::from_iter);
     report.keep("B2 granted to first answer", &answers);
     report.keep("B3 pulled to interface gone", &gone);
     report.keep("B3 pulled to member gone elsewhere", &dropped);
-    report.row(limit(
-        "B2",
-        "from the server's word to the first answer to a ping, pings each 10 ms",
-        &answers,
-        50.0,
-        "innernet: 5.1 s",
-    ));
-    report.row(limit(
-        "B3",
-        "from pulling the card to the interface being gone",
-        &gone,
-        10.0,
-        "pkcs11_eventmgr: median 526 ms",
-    ));
-    report.row(limit(
-        "B3",
-        "from pulling the card to the member being gone elsewhere",
-        &dropped,
-        50.0,
-        "pkcs11_eventmgr: median 526 ms",
-    ));
+    let (innernet, eventmgr) = ("innernet: 5.1 s", "pkcs11_eventmgr: median 526 ms");
+    for row in [
+        limit("B2", "from the server's word to the first answer to a ping, pings each 10 ms", &answers, 50.0, innernet),
+        limit("B3", "from pulling the card to the interface being gone", &gone, 10.0, eventmgr),
+        limit("B3", "from pulling the card to the member being gone elsewhere", &dropped, 50.0, eventmgr),
+    ] {
+        report.row(row);
+    }
+    drop(ward);
     fs::remove_dir_all(logs).ok();
     Ok(())
 }
