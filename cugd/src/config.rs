@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Where the configuration is unless the command line says otherwise.
-pub const DEFAULT_PATH: &str = "/etc/cug/cugd.toml";
+pub const DEFAULT_PATH: &str = cug_proto::local::CONFIG_PATH;
 
 /// Largest configuration file, in bytes.
 const MAX_FILE: u64 = 64 * 1024;

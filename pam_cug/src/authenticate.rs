@@ -12,7 +12,7 @@ use crate::{
     parts::Parts,
 };
 use cug_card::{Card, CardError, PinRequest, Selection};
-use cug_login::Failure as LoginFailure;
+use cug_login::{Failure as LoginFailure, daemon::DaemonError};
 use cug_proto::{
     id::UserId,
     local::{Offer, Refusal},
@@ -22,6 +22,9 @@ use cug_proto::{
 };
 use pam::constants::PamResultCode;
 use std::time::Duration;
+
+/// The packages may be installed long before anybody decides whose cards count here.
+pub const NOT_CONFIGURED: &str = "this workstation has no configuration of cugd";
 
 /// How a login ends well.
 enum Verdict {
@@ -69,6 +72,9 @@ fn log_in(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> Result<V
         && exempt(&*parts.daemon).is_some_and(|names| is_listed(&name, &names, &*parts.accounts))
     {
         return Ok(Verdict::NotOurs("the user is exempt by the configuration of cugd, which is of another version"));
+    }
+    if let Err(Failure::Login(LoginFailure::Daemon(DaemonError::NotConfigured))) = &offer {
+        return Ok(Verdict::NotOurs(NOT_CONFIGURED));
     }
     if let Ok((offer, _)) = &offer
         && is_listed(&name, &offer.offer.exempt, &*parts.accounts)

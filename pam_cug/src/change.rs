@@ -1,7 +1,7 @@
 //! A new password: pam_sm_chauthtok. The server changes it, asked by card and old password; nothing is changed on this workstation.
 
 use crate::{
-    authenticate::{errand, find_card, unlock},
+    authenticate::{NOT_CONFIGURED, errand, find_card, unlock},
     exchange::{self, Wish},
     exempt::{is_exempt, is_remote},
     failure::Failure,
@@ -12,7 +12,7 @@ use crate::{
     parts::Parts,
 };
 use cug_card::Card;
-use cug_login::Failure as LoginFailure;
+use cug_login::{Failure as LoginFailure, daemon::DaemonError};
 use cug_proto::{
     ProtocolError,
     id::UserId,
@@ -73,6 +73,14 @@ pub fn change(host: &mut dyn Host, options: &Options, parts: &Parts<'_>, phase: 
     }
 }
 
+/// Nobody's business, where nothing was ever set up; else the failure.
+fn not_configured(failure: Failure) -> Result<Verdict, Failure> {
+    match failure {
+        Failure::Login(LoginFailure::Daemon(DaemonError::NotConfigured)) => Ok(Verdict::NotOurs(NOT_CONFIGURED)),
+        failure => Err(failure),
+    }
+}
+
 /// Both calls come to the same verdict on whose business it is: libpam takes the same way through the stack twice.
 fn try_to_change(host: &mut dyn Host, options: &Options, parts: &Parts<'_>, phase: Phase) -> Result<Verdict, Failure> {
     let name = host.user().map_err(Failure::NoUser)?;
@@ -97,10 +105,14 @@ fn try_to_change(host: &mut dyn Host, options: &Options, parts: &Parts<'_>, phas
     }
     if phase.preliminary {
         // The offer is given back at once: this is the question whether cugd is there.
-        drop(prepare(&*parts.daemon, &user, host.service())?);
-        return Ok(Verdict::Done);
+        return match prepare(&*parts.daemon, &user, host.service()) {
+            Ok(_offer) => Ok(Verdict::Done),
+            Err(failure) => not_configured(failure.into()),
+        };
     }
-    change_members(host, options, parts, &user, must)?;
+    if let Err(failure) = change_members(host, options, parts, &user, must) {
+        return not_configured(failure);
+    }
     host.log(libc::LOG_INFO, &format!("{user} changed the password"));
     if must {
         let marker = Marker { user, result: Marked::Authenticated };

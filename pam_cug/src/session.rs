@@ -40,6 +40,7 @@ pub fn open(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> PamRes
             return PamResultCode::PAM_SUCCESS;
         }
         Ok(Reply::NoGrant) if !ours => return PamResultCode::PAM_IGNORE,
+        Err(DaemonError::NotConfigured) if !ours => return PamResultCode::PAM_IGNORE,
         Ok(Reply::NoGrant) => (LoginFailure::Refused(Refusal::UnknownOffer), true),
         Ok(Reply::Refused(why)) => (LoginFailure::Refused(why), ours || only_after_a_login(why)),
         Ok(_) => (LoginFailure::Daemon(DaemonError::Unexpected), ours),
@@ -62,6 +63,7 @@ pub fn close(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> PamRe
         Ok(Reply::Done) => PamResultCode::PAM_SUCCESS,
         Ok(Reply::Refused(why)) => ignored(host, &LoginFailure::Refused(why)),
         Ok(_) => ignored(host, &LoginFailure::Daemon(DaemonError::Unexpected)),
+        Err(DaemonError::NotConfigured) => PamResultCode::PAM_IGNORE,
         Err(error) => ignored(host, &LoginFailure::Daemon(error)),
     }
 }
@@ -172,6 +174,7 @@ mod tests {
             SOCKET_DEAD(),
             Err(DaemonError::Timeout),
             Err(DaemonError::NotRoot(7)),
+            Err(DaemonError::NotConfigured),
             Ok(Reply::Refused(Refusal::Busy)),
             Ok(Reply::Refused(Refusal::Version)),
             Ok(Reply::Done),

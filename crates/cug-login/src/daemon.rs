@@ -3,7 +3,7 @@
 use crate::edge::Clock;
 use cug_proto::{
     ProtocolError, frame,
-    local::{Reply, Request},
+    local::{CONFIG_PATH, Reply, Request},
     waiting::HandOver,
 };
 use minicbor::Encode;
@@ -51,6 +51,9 @@ pub enum DaemonError {
     /// Nobody listens at the socket, or the connection failed.
     #[error("cugd's socket: {0}")]
     Socket(#[from] Errno),
+    /// Nobody listens, and the daemon has no configuration: this workstation was never set up.
+    #[error("this workstation has no configuration of cugd")]
+    NotConfigured,
     /// Who listens there is not root but this user: somebody who wants to catch grants.
     #[error("cugd's socket is served by user {0} and not by root")]
     NotRoot(u32),
@@ -71,6 +74,7 @@ pub enum DaemonError {
 /// cugd at its socket.
 pub struct Cugd<'a> {
     socket: &'a Path,
+    configuration: &'a Path,
     trusted: u32,
     clock: &'a dyn Clock,
 }
@@ -78,13 +82,18 @@ pub struct Cugd<'a> {
 impl<'a> Cugd<'a> {
     /// At this socket, run by root.
     pub fn new(socket: &'a Path, clock: &'a dyn Clock) -> Self {
-        Self { socket, trusted: 0, clock }
+        Self { socket, configuration: Path::new(CONFIG_PATH), trusted: 0, clock }
     }
 }
 
 impl Daemon for Cugd<'_> {
     fn call(&self, request: &Request, limit: Duration) -> Result<Reply, DaemonError> {
-        self.exchange(self.socket, request, limit)
+        match self.exchange(self.socket, request, limit) {
+            Err(DaemonError::Socket(Errno::ENOENT | Errno::ECONNREFUSED)) if self.is_not_configured() => {
+                Err(DaemonError::NotConfigured)
+            }
+            outcome => outcome,
+        }
     }
 
     fn hand_over(&self, socket: &Path, typed: &HandOver, limit: Duration) -> Result<(), DaemonError> {
@@ -96,6 +105,11 @@ impl Daemon for Cugd<'_> {
 }
 
 impl Cugd<'_> {
+    /// A file that is there and cannot be looked at is a configuration.
+    fn is_not_configured(&self) -> bool {
+        std::fs::symlink_metadata(self.configuration).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    }
+
     fn exchange(&self, socket: &Path, request: &impl Encode<()>, limit: Duration) -> Result<Reply, DaemonError> {
         let connection = Connection::open(socket, self.clock.now() + limit, self.clock)?;
         let peer = getsockopt(&connection.fd, PeerCredentials)?.uid();
@@ -192,7 +206,7 @@ mod tests {
         }
         fn call(&self, trusted: u32, milliseconds: u64) -> Result<Reply, DaemonError> {
             let path = self.0.join("sock");
-            let cugd = Cugd { socket: &path, trusted, clock: &SystemClock };
+            let cugd = Cugd { socket: &path, configuration: &self.0, trusted, clock: &SystemClock };
             cugd.call(&Request::Status, Duration::from_millis(milliseconds))
         }
     }
@@ -255,6 +269,17 @@ mod tests {
         let place = Place::new("dead");
         drop(place.listener());
         assert!(matches!(place.call(0, 1000), Err(DaemonError::Socket(Errno::ECONNREFUSED))));
+    }
+
+    #[test]
+    fn a_workstation_that_was_never_set_up() {
+        let place = Place::new("new");
+        let (socket, configuration) = (place.0.join("sock"), place.0.join("cugd.toml"));
+        let cugd = Cugd { socket: &socket, configuration: &configuration, trusted: own_uid(), clock: &SystemClock };
+        let ask = || cugd.call(&Request::Status, Duration::from_secs(1));
+        assert!(matches!(ask(), Err(DaemonError::NotConfigured)));
+        std::fs::write(&configuration, "not valid").unwrap();
+        assert!(matches!(ask(), Err(DaemonError::Socket(Errno::ENOENT))), "it was, and its daemon is dead");
     }
 
     #[test]

@@ -34,6 +34,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// Where the daemon listens.
 pub const SOCKET_PATH: &str = "/run/cugd/cugd.sock";
 
+/// The daemon's configuration. Without it there is no daemon, and the workstation belongs to nobody's organisation yet.
+pub const CONFIG_PATH: &str = "/etc/cug/cugd.toml";
+
 /// Version of these messages; module and daemon must have the same.
 pub const LOCAL_VERSION: u16 = 1;
 

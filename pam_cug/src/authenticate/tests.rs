@@ -132,6 +132,13 @@ fn without_the_daemon_there_is_no_login_and_nothing_else_is_asked() {
 }
 
 #[test]
+fn a_workstation_that_was_never_set_up_logs_in_as_ever() {
+    let daemon = vec![(Asked::Prepare, Err(DaemonError::NotConfigured))];
+    let mut host = ScriptHost::new("USER-A", vec![]);
+    assert_eq!(run(&mut host, &world(daemon, None, &[])), PamResultCode::PAM_IGNORE, "without a word");
+}
+
+#[test]
 fn trouble_with_the_card_cancels_the_offer() {
     let no_card = "No card was found; insert your card and try again.";
     fails(vec![Line::Error(no_card)], cancelled(), Some(Err(CardError::NoCard)), &[], PamResultCode::PAM_AUTH_ERR);

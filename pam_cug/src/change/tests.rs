@@ -269,6 +269,15 @@ fn the_preliminary_check_asks_cugd_and_nobody_else() {
 }
 
 #[test]
+fn a_workstation_that_was_never_set_up_changes_passwords_as_ever() {
+    for phase in [Phase { preliminary: true, ..PASSWD }, PASSWD] {
+        let mut host = ScriptHost::new("USER-A", vec![]);
+        let world = world(vec![(Asked::Prepare, Err(DaemonError::NotConfigured))], None, &[]);
+        assert_eq!(run(&mut host, &world, phase), PamResultCode::PAM_IGNORE);
+    }
+}
+
+#[test]
 fn earlier_modules_may_have_asked() {
     let options = Options::parse(["use_authtok"].into_iter()).0;
     let mut host = ScriptHost::new("USER-A", vec![CHANGED]);
