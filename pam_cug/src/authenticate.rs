@@ -51,9 +51,17 @@ pub fn authenticate(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -
         Err(failure) => {
             host.log(libc::LOG_NOTICE, &format!("login failed: {}", failure.chain()));
             host.error(&failure.to_string());
+            if on_a_display(host) {
+                host.linger();
+            }
             failure.code()
         }
     }
+}
+
+/// A greeter or a locker on an X display: it shows one line at a time, and begins again as soon as a login has failed.
+fn on_a_display(host: &dyn Host) -> bool {
+    host.tty().starts_with(':')
 }
 
 fn log_in(host: &mut dyn Host, options: &Options, parts: &Parts<'_>) -> Result<Verdict, Failure> {
@@ -194,7 +202,12 @@ const PIN_PROMPTS: u8 = 3;
 /// Asks for PIN or passphrase if the card wants one; it is kept for a card that wants it again.
 pub fn unlock(host: &mut dyn Host, card: &mut dyn Card) -> Result<Option<SecretBytes>, Failure> {
     for prompts_left in (0..PIN_PROMPTS).rev() {
-        let prompt = match card.pin().map_err(LoginFailure::Card)? {
+        let request = card.pin().map_err(LoginFailure::Card)?;
+        if prompts_left + 1 == PIN_PROMPTS && request != PinRequest::NotNeeded && on_a_display(host) {
+            // The first field may stand there without its prompt, and a password typed into it would cost the card a try.
+            host.info("First the PIN of your card, then your password.");
+        }
+        let prompt = match request {
             PinRequest::NotNeeded => return Ok(None),
             PinRequest::Pin { tries_left } => {
                 if tries_left == Some(1) {

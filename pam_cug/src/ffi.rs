@@ -1,7 +1,7 @@
 //! The calls into C that `pam-bindings` does not offer, or not in a form that fits. The only module with `unsafe` of our own.
 //!
 //! From `pam-bindings` come the entry points, the handle, the items that are read, the conversation and the codes. Not from there:
-//! setting PAM_AUTHTOK (its type cannot be constructed), `pam_putenv`, `pam_syslog`, and reading the handle's data (`get_data` is unsafe).
+//! setting PAM_AUTHTOK (its type cannot be constructed), `pam_putenv`, `pam_fail_delay`, `pam_syslog`, and reading the handle's data (`get_data` is unsafe).
 #![allow(unsafe_code)]
 
 use crate::host::{Kept, Later, Marker};
@@ -13,7 +13,8 @@ use pam::{
 };
 use std::{
     cell::Cell,
-    ffi::{CString, c_char, c_int, c_void},
+    ffi::{CString, c_char, c_int, c_uint, c_void},
+    time::Duration,
 };
 use zeroize::Zeroizing;
 
@@ -22,6 +23,7 @@ use zeroize::Zeroizing;
 unsafe extern "C" {
     fn pam_set_item(handle: *mut PamHandle, item: c_int, value: *const c_void) -> c_int;
     fn pam_putenv(handle: *mut PamHandle, name_value: *const c_char) -> c_int;
+    fn pam_fail_delay(handle: *mut PamHandle, microseconds: c_uint) -> c_int;
     fn pam_syslog(handle: *const PamHandle, priority: c_int, format: *const c_char, ...);
 }
 
@@ -51,6 +53,13 @@ pub fn put_env(handle: &mut PamHandle, name: &str, value: &str) -> PamResult<()>
     let pair = CString::new(format!("{name}={value}")).map_err(|_| PamResultCode::PAM_BUF_ERR)?;
     // SAFETY: the handle is the one libpam called us with; `pair` outlives the call, which copies it.
     check(unsafe { pam_putenv(handle, pair.as_ptr()) })
+}
+
+/// libpam waits for about so long before it gives a failure back to the program.
+pub fn fail_delay(handle: &mut PamHandle, delay: Duration) -> PamResult<()> {
+    let microseconds = c_uint::try_from(delay.as_micros()).unwrap_or(c_uint::MAX);
+    // SAFETY: the handle is the one libpam called us with; the call notes a number on it.
+    check(unsafe { pam_fail_delay(handle, microseconds) })
 }
 
 /// One line to syslog, facility authpriv, with the names of the module and of the PAM service before it.

@@ -16,7 +16,10 @@ use pam::{
     items::{AuthTok, OldAuthTok, RHost, Service, Tty},
     module::{PamHandle, PamResult},
 };
-use std::ffi::CStr;
+use std::{ffi::CStr, time::Duration};
+
+/// Long enough to read a sentence; libpam varies it by a quarter.
+const LINGER: Duration = Duration::from_secs(4);
 
 /// The program that called, as the login sees it. Blocks as long as the person does.
 pub trait Host {
@@ -34,6 +37,8 @@ pub trait Host {
     fn info(&mut self, line: &str);
     /// The sentence about what went wrong, unless PAM_SILENT.
     fn error(&mut self, line: &str);
+    /// If this login fails, the program is told some seconds later, so that what was said can be read.
+    fn linger(&mut self);
     /// Asks for a secret, without echo.
     fn prompt(&mut self, prompt: &str) -> PamResult<SecretBytes>;
     /// PAM_AUTHTOK of an earlier module.
@@ -151,6 +156,12 @@ impl Host for PamHost<'_> {
 
     fn started_by_root(&self) -> bool {
         nix::unistd::getuid().is_root()
+    }
+
+    fn linger(&mut self) {
+        if let Err(code) = ffi::fail_delay(self.handle, LINGER) {
+            self.log(libc::LOG_DEBUG, &format!("no delay: {code:?}"));
+        }
     }
 
     fn info(&mut self, line: &str) {

@@ -43,9 +43,9 @@ Exec=xterm -geometry 100x40+0+0 -fa Mono -fs 10
 #[test]
 fn a_member_logs_in_at_the_greeter() {
     scenario("machine-greeter", |logs| {
-        let mut desktop = Desktop { scene: Scene::on(DESKTOP, logs, "", true, "")?, prompts: 0, last: Vec::new() };
+        let mut desktop = Desktop { scene: Scene::on(DESKTOP, logs, "", true, "")?, lines: 0, last: Vec::new() };
         desktop.start()?;
-        desktop.prompted()?;
+        desktop.hears(1)?;
         let sessions = desktop.scene.machine.logind_users()?;
         ensure!(
             sessions.contains(&"lightdm".to_owned()),
@@ -58,20 +58,26 @@ fn a_member_logs_in_at_the_greeter() {
         desktop.ready()?;
         desktop.answer("USER-A")?;
         desktop.picture("greeter-name")?;
-        desktop.prompted()?;
+        // What the first field is for, and the field.
+        desktop.hears(2)?;
         desktop.picture("greeter-pin")?;
         desktop.answer(PIN)?;
-        desktop.prompted()?;
+        desktop.hears(1)?;
         desktop.picture("greeter-password")?;
+        // The greeter itself was let in by PAM, too.
+        let over = "Authentication complete with return value";
+        let before = desktop.count(over);
         desktop.answer("wrong")?;
-        desktop.logged("Authentication complete with return value")?;
+        // The reason stands there for some seconds before the greeter begins again, with the same user.
+        desktop.hears(1)?;
         desktop.picture("greeter-refused")?;
+        ensure!(desktop.count(over) == before, "the greeter began again before anybody could have read the reason");
+        wait::for_true("the refusal", START_LIMIT, || desktop.count(over) > before).with_context(|| desktop.log())?;
         desktop.no_tunnel()?;
 
-        // The greeter begins again with the same user.
-        desktop.prompted()?;
+        desktop.hears(2)?;
         desktop.answer(PIN)?;
-        desktop.prompted()?;
+        desktop.hears(1)?;
         desktop.answer(password("USER-A"))?;
         desktop.opened()?;
         desktop.in_the_terminal("cugctl status; ping -c 3 -i 0.2", "reached")?;
@@ -83,7 +89,7 @@ fn a_member_logs_in_at_the_greeter() {
 
 struct Desktop {
     scene: Scene,
-    prompts: usize,
+    lines: usize,
     last: Vec<u8>,
 }
 
@@ -110,15 +116,11 @@ impl Desktop {
         self.log().matches(text).count()
     }
 
-    fn logged(&self, text: &str) -> anyhow::Result<()> {
-        wait::for_true(text, START_LIMIT, || self.count(text) > 0).with_context(|| self.log())
-    }
-
-    /// Waits until the greeter shows the next prompt.
-    fn prompted(&mut self) -> anyhow::Result<()> {
-        self.prompts += 1;
-        let prompt = "Prompt greeter with";
-        wait::for_true("a prompt", START_LIMIT, || self.count(prompt) >= self.prompts)
+    /// Waits until the greeter was given so many more lines: prompts, and what the module says.
+    fn hears(&mut self, lines: usize) -> anyhow::Result<()> {
+        self.lines += lines;
+        let line = "Prompt greeter with";
+        wait::for_true("a line for the greeter", START_LIMIT, || self.count(line) >= self.lines)
             .with_context(|| format!("{}\n{}", self.log(), self.scene.machine.journal("lightdm")))
     }
 

@@ -188,6 +188,34 @@ fn a_pin_is_asked_for_again_but_the_last_try_is_left() {
 }
 
 #[test]
+fn on_a_display_the_first_field_is_explained() {
+    let card = TestCard::with_pin(&[3, 2], vec![("1111", WRONG(2)), ("1234", Ok(()))]);
+    let lines = vec![
+        Line::Info("First the PIN of your card, then your password."),
+        Line::Prompt("PIN: ", Ok("1111")),
+        Line::Error("Wrong PIN; 2 tries are left."),
+        Line::Prompt("PIN: ", Ok("1234")),
+        PASSWORD(),
+    ];
+    let mut host = ScriptHost::new("USER-A", lines);
+    host.tty = ":0";
+    assert_eq!(run(&mut host, &world(delivered(), Some(Ok(card)), &[Act::Grants])), PamResultCode::PAM_SUCCESS);
+    assert!(!host.lingers);
+    // What went wrong stays to be read; at a console it stays anyway.
+    for tty in [":0", "tty1"] {
+        let mut host = ScriptHost::new("", vec![Line::Error(NOT_RIGHT)]);
+        host.tty = tty;
+        run(&mut host, &world(vec![], None, &[]));
+        assert_eq!(host.lingers, tty == ":0");
+    }
+    // A card without a PIN, as on all other hosts.
+    let mut host = ScriptHost::new("USER-A", vec![PASSWORD()]);
+    host.tty = ":0";
+    let world = world(delivered(), Some(Ok(TestCard::default())), &[Act::Grants]);
+    assert_eq!(run(&mut host, &world), PamResultCode::PAM_SUCCESS);
+}
+
+#[test]
 fn a_conversation_that_fails_cancels_the_offer() {
     let line = || Line::Error("The password could not be asked for.");
     for (error, code) in [

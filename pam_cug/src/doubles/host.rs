@@ -20,6 +20,8 @@ pub struct ScriptHost {
     pub user: PamResult<String>,
     pub remote: Option<String>,
     pub service: &'static str,
+    pub tty: &'static str,
+    pub lingers: bool,
     pub earlier: Option<&'static str>,
     pub started_by_root: bool,
     pub old: Option<&'static str>,
@@ -38,6 +40,8 @@ impl ScriptHost {
             user: Ok(user.into()),
             remote: None,
             service: "login",
+            tty: "tty1",
+            lingers: false,
             earlier: None,
             started_by_root: false,
             old: None,
@@ -75,10 +79,13 @@ impl Host for ScriptHost {
         self.service.into()
     }
     fn tty(&self) -> String {
-        "tty1".into()
+        self.tty.into()
     }
     fn started_by_root(&self) -> bool {
         self.started_by_root
+    }
+    fn linger(&mut self) {
+        self.lingers = true;
     }
     fn info(&mut self, line: &str) {
         let Line::Info(expected) = self.next(line) else { panic!("unexpected info: {line}") };
