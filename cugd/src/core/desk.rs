@@ -159,7 +159,8 @@ impl State {
         self.leaving = Some(Leaving { sleep, told: false });
         self.offers.clear();
         self.unlocks.clear();
-        self.stop_all_waiting(out);
+        let why = if sleep { "The computer went to sleep" } else { "The computer is shut down" };
+        self.give_all_up(&format!("{why}; log in again once the management server is back."), out);
         let users: Vec<UserId> = self.sessions.keys().cloned().collect();
         for user in users {
             self.end(now, &user, if sleep { &End::Asleep } else { &End::Stopped }, None, out);

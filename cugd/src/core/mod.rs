@@ -263,10 +263,11 @@ impl State {
 
     fn watch(&mut self, now: Time, number: Number, event: WatchEvent, out: &mut Vec<Action>) {
         let Some((user, life)) = self.find(|life| life.number == number) else {
-            return match event {
-                // Not a life's: a card that is looked for, or one of a login that waits.
-                event if self.is_vigil(number) => self.vigil(now, number, event, out),
-                event => self.waiting_watch(now, number, event, out),
+            // Not a life's: a card that is looked for, or one of a login that waits.
+            return if self.is_vigil(number) {
+                self.vigil(now, number, event, out)
+            } else {
+                self.waiting_watch(now, number, event, out)
             };
         };
         match event {
@@ -356,7 +357,7 @@ impl State {
         self.stopping = true;
         self.offers.clear();
         self.unlocks.clear();
-        self.stop_all_waiting(out);
+        self.give_all_up("The VPN service of this workstation was stopped; log in again.", out);
         let users: Vec<UserId> = self.sessions.keys().cloned().collect();
         for user in users {
             self.end(now, &user, &End::Stopped, None, out);

@@ -2,7 +2,7 @@
 //!
 //! A waiting login belongs to a session that is `Suspended`: OS sessions are there, a tunnel is not. Password and PIN are in a process of its own (see [`crate::waiting`]), never
 //! here. It is over, and that process with them, with the first of these: the server's refusal, the card gone or exchanged, the last OS session over, the limit of
-//! `offline-wait-minutes`, another login of the user, a stop of the daemon, success.
+//! `offline-wait-minutes`, another login of the user, the machine's sleep, a stop of the daemon, success.
 
 use std::time::Duration;
 
@@ -258,9 +258,9 @@ impl State {
     }
 
     /// Ends all of them: the daemon stops, the machine sleeps.
-    pub(super) fn stop_all_waiting(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn give_all_up(&mut self, reason: &str, out: &mut Vec<Action>) {
         let users: Vec<UserId> = self.waiting.keys().cloned().collect();
-        users.iter().for_each(|user| self.stop_waiting(user, out));
+        users.iter().for_each(|user| self.give_up(user, reason.to_owned(), out));
     }
 
     pub(super) fn waiting_status(&self, now: Time, user: &UserId) -> Option<WaitingStatus> {

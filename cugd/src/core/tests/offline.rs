@@ -129,7 +129,7 @@ fn whatever_ends_it_leaves_nothing() {
             },
             None,
         ),
-        (|world, _| world.event(Event::Shutdown), None),
+        (|world, _| world.event(Event::Shutdown), Some("was stopped")),
         (
             |world, number| {
                 for _ in 0..200 {
@@ -253,7 +253,7 @@ fn nobody_waits_where_that_is_not_configured() {
 fn what_was_typed_does_not_sleep_with_the_machine() {
     let (mut world, _) = waiting();
     world.event(Event::Logind(LogindEvent::Sleep(true)));
-    assert!(world.processes.is_empty() && world.watches.is_empty());
+    over(&world, Some("went to sleep"));
     assert_eq!(world.let_go, 1);
     let token = wait(&mut world, 0, leader(2), true);
     assert!(matches!(world.replies[&token], Reply::Refused(Refusal::Busy)), "not while it is on its way");
