@@ -110,7 +110,9 @@ impl Links for TlsLinks {
 #[derive(Debug, thiserror::Error)]
 enum LinkError {
     #[error("{0}")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
+    #[error("the server closed the connection")]
+    Closed,
     #[error("{0}")]
     Tls(#[from] rustls::Error),
     #[error("{0}")]
@@ -121,6 +123,13 @@ enum LinkError {
     Unavailable,
     #[error("no management server can be reached: {0}")]
     Unreachable(String),
+}
+
+/// The TLS library has a lecture of its own for a connection that just ends, and people read this in `cugctl status`.
+impl From<io::Error> for LinkError {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::UnexpectedEof { Self::Closed } else { Self::Io(error) }
+    }
 }
 
 /// Reports for one channel.
