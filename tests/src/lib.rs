@@ -12,6 +12,7 @@
 //! * [`card`]: cards and media, and the processes that play them.
 //! * [`doctor`]: a module or a daemon of another version.
 //! * [`login`]: a login through real libpam, step by step.
+//! * [`libpam`]: its C interface, for the programs that play a login program.
 //! * [`probe`]: who reaches whom, and what a host has left over.
 //! * [`capture`]: what crossed the LAN.
 //! * [`flow`]: traffic that goes on while something happens, and how long it was interrupted.
@@ -32,6 +33,7 @@ pub mod flow;
 pub mod guest;
 pub mod installed;
 pub mod lan;
+pub mod libpam;
 pub mod login;
 pub mod machine;
 pub mod memory;

@@ -28,13 +28,16 @@
 //! While the server cannot be reached a session that is up stays up (P10), until the lease that the server gave has run out:
 //! then it ends (fail closed), because the server has told the others to drop this terminal.
 
+mod action;
 mod channel;
 mod desk;
 mod end;
 mod endpoints;
+mod event;
 mod follow;
 mod groups;
 mod life;
+mod limits;
 mod offline;
 mod requests;
 mod roam;
@@ -53,15 +56,18 @@ use cug_proto::{
     message::ClearReason,
 };
 
+pub use action::{Action, Attachment, GroupView, InterfaceSpec, PeerSpec};
 pub use desk::{Deed, LogindEvent, Removal};
 use desk::{Leaving, Vigil};
 use end::End;
 pub use endpoints::Sight;
+pub use event::{ChannelEvent, Event, FreshKeys, Request, TunnelEvent, WaitingEvent, WatchEvent};
 use follow::Followed;
 use ipnet::IpNet;
 use life::{Life, Waiter};
+pub use limits::*;
 pub use time::Time;
-pub use types::*;
+pub use types::{Leader, LinkId, Number, OsDesk, OsSession, Settings, Token, Viewer};
 use unlock::{Budget, Former, Unlock};
 
 /// Everything the daemon knows. Changed by [`step`] only.

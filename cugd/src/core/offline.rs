@@ -14,7 +14,7 @@ use cug_proto::{
 
 use super::{
     Action, Leader, Number, OsSession, Stage, State, Time, Token, WaitingEvent, WatchEvent, end::End, follow::ms,
-    requests::no_desk, types::backoff,
+    limits::backoff, requests::no_desk,
 };
 
 /// How long the process may take to get what was typed.

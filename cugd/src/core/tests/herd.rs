@@ -1,7 +1,7 @@
 //! All terminals lose the server at once: they must not all come back at once.
 
 use super::{stories::up, world::*};
-use crate::core::{ChannelEvent, Event, LinkId, SPREAD, Time, types::backoff};
+use crate::core::{ChannelEvent, Event, LinkId, SPREAD, Time, limits::backoff};
 use proptest::prelude::*;
 use std::time::Duration;
 

@@ -3,12 +3,12 @@
 //! `pam-corners SCENARIO SERVICE PIN PASSWORD`. Each scenario is run twice in this process; standard output is one JSON object with what the second
 //! run saw: `steps` (name and PAM code), `messages` (how many were shown), `env`, and the open files and threads before and after it.
 
-mod pam;
-
-use pam::{Answer, Handle, Talk};
+use cug_tests::libpam::{Answer, Call, Handle, Person, Style};
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::fs;
 use std::process::ExitCode;
+use zeroize::Zeroizing;
 
 /// PAM_SILENT, PAM_DISALLOW_NULL_AUTHTOK.
 const SILENT: i32 = 0x8000;
@@ -17,6 +17,58 @@ const NO_EMPTY_PASSWORD: i32 = 0x1;
 const CREDENTIALS: [(&str, i32); 4] = [("establish", 2), ("reinitialize", 8), ("refresh", 16), ("delete", 4)];
 
 const MEMBER: &str = "USER-A";
+
+/// The person: answers one secret after the other.
+#[derive(Default)]
+struct Talk {
+    answers: VecDeque<Answer>,
+    /// Lines that were shown.
+    messages: usize,
+}
+
+impl Person for Talk {
+    fn ask(&mut self, style: Style, _text: &str) -> Answer {
+        if style != Style::Hidden {
+            self.messages += 1;
+            return Answer::NoText;
+        }
+        self.answers.pop_front().unwrap_or(Answer::Error)
+    }
+
+    fn hear(&mut self, _style: Style, _text: &str) {
+        self.messages += 1;
+    }
+}
+
+fn typed(text: &str) -> Answer {
+    Answer::Text(Zeroizing::new(text.as_bytes().to_vec()))
+}
+
+/// For this user.
+///
+/// # Panics
+/// When libpam does not start.
+fn start(service: &str, user: &str, talk: Talk) -> Handle<Talk> {
+    Handle::start(service, Some(user), talk).unwrap_or_else(|code| panic!("pam_start: {code}"))
+}
+
+/// What `work` returns in a child process, which then ends.
+fn in_child(work: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the child has this thread only, and the process has no other one when this is called; it runs `work` and ends without destructors.
+    match unsafe { libc::fork() } {
+        0 => {
+            let code = work();
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(code) }
+        }
+        child => {
+            let mut status = 0;
+            // SAFETY: waits for that child; `status` is room for an int.
+            unsafe { libc::waitpid(child, &raw mut status, 0) };
+            libc::WEXITSTATUS(status)
+        }
+    }
+}
 
 struct Scene {
     service: String,
@@ -34,7 +86,7 @@ impl Scene {
     }
 
     fn typing(&self, password: &str) -> Vec<Answer> {
-        vec![Answer::Text(self.pin.clone()), Answer::Text(password.to_owned())]
+        vec![typed(&self.pin), typed(password)]
     }
 
     fn right(&self) -> Vec<Answer> {
@@ -42,9 +94,13 @@ impl Scene {
     }
 
     /// A handle of the member's; `answers` are given one after the other.
-    fn begin<'t>(&self, talk: &'t mut Talk, answers: Vec<Answer>) -> Handle<'t> {
-        talk.answers = answers.into();
-        Handle::start(&self.service, MEMBER, talk)
+    fn begin(&self, answers: Vec<Answer>) -> Handle<Talk> {
+        start(&self.service, MEMBER, Talk { answers: answers.into(), messages: 0 })
+    }
+
+    /// Nobody needs it any more.
+    fn end(&mut self, handle: Handle<Talk>) {
+        self.messages = handle.end().messages;
     }
 
     fn run(&mut self, scenario: &str) -> bool {
@@ -60,8 +116,8 @@ impl Scene {
             "error" => self.odd_answers(|| Answer::Error),
             "null" => self.odd_answers(|| Answer::NoResponses),
             "nothing" => self.odd_answers(|| Answer::NoText),
-            "empty" => self.odd_answers(|| Answer::Text(String::new())),
-            "long" => self.odd_answers(|| Answer::Text("x".repeat(5000))),
+            "empty" => self.odd_answers(|| typed("")),
+            "long" => self.odd_answers(|| typed(&"x".repeat(5000))),
             _ => return false,
         }
         true
@@ -69,25 +125,24 @@ impl Scene {
 
     /// As login(1) does it: one handle, three tries, and the third is right.
     fn retry(&mut self) {
-        let mut talk = Talk::default();
         let answers = [self.typing("wrong"), self.typing("wrong again"), self.right()].into_iter().flatten().collect();
-        let mut handle = self.begin(&mut talk, answers);
+        let mut handle = self.begin(answers);
         for _ in 0..3 {
-            let code = handle.authenticate(0);
+            let code = handle.call(Call::Authenticate, 0);
             self.step("authenticate", code);
         }
         self.session(&mut handle);
-        handle.end();
+        self.end(handle);
     }
 
-    fn session(&mut self, handle: &mut Handle<'_>) {
-        let code = handle.open(0);
+    fn session(&mut self, handle: &mut Handle<Talk>) {
+        let code = handle.call(Call::OpenSession, 0);
         self.step("open", code);
         self.env = ["CUG_GROUPS", "CUG_ADDRESS"]
             .into_iter()
             .filter_map(|name| Some((name.to_owned(), handle.env(name)?)))
             .collect();
-        let code = handle.close(0);
+        let code = handle.call(Call::CloseSession, 0);
         self.step("close", code);
     }
 
@@ -95,20 +150,16 @@ impl Scene {
     fn two_handles(&mut self) {
         let (service, right) = (self.service.clone(), self.right());
         let other = std::thread::spawn(move || {
-            let mut talk = Talk::default();
-            let mut handle = Handle::start(&service, "root", &mut talk);
-            let code = handle.authenticate(0);
-            handle.end();
-            code
+            let mut handle = start(&service, "root", Talk::default());
+            handle.call(Call::Authenticate, 0)
         });
-        let mut talk = Talk::default();
-        let mut handle = self.begin(&mut talk, right);
-        let code = handle.authenticate(0);
+        let mut handle = self.begin(right);
+        let code = handle.call(Call::Authenticate, 0);
         self.step("authenticate", code);
         let code = other.join().unwrap_or(-1);
         self.step("root", code);
         self.session(&mut handle);
-        handle.end();
+        self.end(handle);
     }
 
     /// A login in a thread that is not the first, among others.
@@ -124,12 +175,11 @@ impl Scene {
             }
             held.wait();
             let login = scope.spawn(|| {
-                let mut talk = Talk::default();
-                let mut handle = self.begin(&mut talk, self.right());
-                let code = handle.authenticate(0);
+                let mut handle = self.begin(self.right());
+                let code = handle.call(Call::Authenticate, 0);
                 self.step("authenticate", code);
                 self.session(&mut handle);
-                handle.end();
+                self.end(handle);
             });
             let _done = login.join();
             drop(closed);
@@ -138,71 +188,63 @@ impl Scene {
 
     /// The parent authenticates, a child opens and closes the session.
     fn open_in_child(&mut self) {
-        let mut talk = Talk::default();
-        let mut handle = self.begin(&mut talk, self.right());
-        let code = handle.authenticate(0);
+        let mut handle = self.begin(self.right());
+        let code = handle.call(Call::Authenticate, 0);
         self.step("authenticate", code);
-        let code = pam::in_child(|| match handle.open(0) {
-            0 => handle.close(0),
+        let code = in_child(|| match handle.call(Call::OpenSession, 0) {
+            0 => handle.call(Call::CloseSession, 0),
             code => code,
         });
         self.step("child", code);
-        handle.end();
+        self.end(handle);
     }
 
     /// A child authenticates, the parent opens the session: its handle knows of no login.
     fn authenticate_in_child(&mut self) {
-        let mut talk = Talk::default();
-        let mut handle = self.begin(&mut talk, self.right());
-        let code = pam::in_child(|| handle.authenticate(0));
+        let mut handle = self.begin(self.right());
+        let code = in_child(|| handle.call(Call::Authenticate, 0));
         self.step("child", code);
         self.session(&mut handle);
-        handle.end();
+        self.end(handle);
     }
 
     fn flags(&mut self) {
-        let mut talk = Talk::default();
-        let mut handle = self.begin(&mut talk, self.right());
-        let code = handle.authenticate(NO_EMPTY_PASSWORD);
+        let mut handle = self.begin(self.right());
+        let code = handle.call(Call::Authenticate, NO_EMPTY_PASSWORD);
         self.step("authenticate", code);
         for (name, flag) in CREDENTIALS {
-            let code = handle.credentials(flag | SILENT);
+            let code = handle.call(Call::Credentials, flag | SILENT);
             self.step(name, code);
         }
         self.session(&mut handle);
-        handle.end();
+        self.end(handle);
     }
 
     /// As a screen locker does it: no session is opened.
     fn unlock(&mut self) {
-        let mut talk = Talk::default();
-        let mut handle = self.begin(&mut talk, self.right());
-        let code = handle.authenticate(0);
+        let mut handle = self.begin(self.right());
+        let code = handle.call(Call::Authenticate, 0);
         self.step("authenticate", code);
-        let code = handle.credentials(16);
+        let code = handle.call(Call::Credentials, 16);
         self.step("refresh", code);
-        handle.end();
-        self.messages = talk.messages;
+        self.end(handle);
     }
 
     /// A wrong password, and nobody is told.
     fn silent(&mut self) {
-        let mut talk = Talk::default();
-        let mut handle = self.begin(&mut talk, self.typing("wrong"));
-        let code = handle.authenticate(SILENT);
+        let mut handle = self.begin(self.typing("wrong"));
+        let code = handle.call(Call::Authenticate, SILENT);
         self.step("authenticate", code);
-        handle.end();
-        self.messages = talk.messages;
+        self.end(handle);
     }
 
     /// The conversation fails when it is asked for the PIN, and when it is asked for the password.
     fn odd_answers(&mut self, odd: impl Fn() -> Answer) {
-        for answers in [vec![odd()], vec![Answer::Text(self.pin.clone()), odd()]] {
-            let mut talk = Talk::default();
-            let mut handle = self.begin(&mut talk, answers);
-            let code = handle.authenticate(0);
+        for answers in [vec![odd()], vec![typed(&self.pin), odd()]] {
+            let mut handle = self.begin(answers);
+            let code = handle.call(Call::Authenticate, 0);
             self.step("authenticate", code);
-            handle.end();
+            self.end(handle);
         }
     }
 }

@@ -9,13 +9,14 @@
 //!
 //! It keeps no copy of what it hands to PAM: its memory is searched for secrets.
 
-mod pam;
+mod stack;
 mod talk;
 
+use stack::{Stack, Step};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let Some(mut talk) = talk::Talk::begin() else {
+    let Some(talk) = talk::Talk::begin() else {
         eprintln!("pam-host: the first line of input is not a script");
         return ExitCode::from(2);
     };
@@ -23,14 +24,13 @@ fn main() -> ExitCode {
         eprintln!("pam-host: there is no such user here");
         return ExitCode::from(2);
     }
-    let stack = match pam::Stack::start(&mut talk) {
-        Ok(stack) => stack,
+    match Stack::start(talk) {
+        Ok(stack) => ExitCode::from(u8::from(!run(stack))),
         Err(code) => {
-            talk.result("start", code, "");
-            return ExitCode::from(1);
+            eprintln!("pam-host: pam_start: {code}");
+            ExitCode::from(1)
         }
-    };
-    ExitCode::from(u8::from(!run(stack, &mut talk)))
+    }
 }
 
 /// As passwd(1), which is set-user-ID root: started by the user, with root's rights.
@@ -40,35 +40,30 @@ fn become_passwd(user: Option<&str>) -> bool {
 }
 
 /// Whether every step succeeded.
-fn run(mut stack: pam::Stack<'_>, talk: &mut talk::Talk) -> bool {
-    if talk.passwd {
-        let changed = stack.step(pam::Step::ChangePassword, talk);
+fn run(mut stack: Stack) -> bool {
+    if stack.talk().passwd {
+        let changed = stack.step(Step::ChangePassword);
         stack.end();
-        talk.end();
         return changed;
     }
+    let last = stack.talk().last().to_owned();
     let mut all_well = true;
-    for step in pam::Step::LOGIN {
-        if !stack.step(step, talk) {
-            all_well = false;
-            break;
-        }
-        if step.name() == talk.last() {
+    for step in Step::LOGIN {
+        all_well = stack.step(step);
+        if !all_well || step.name() == last {
             break;
         }
     }
-    talk.forget_answers();
-    let opened = all_well && talk.last() == pam::Step::OpenSession.name();
-    if all_well && !talk.wait_close() {
+    stack.talk().forget_answers();
+    if all_well && !stack.talk().wait_close() {
         // Nobody holds our input any more: end without a word to PAM.
         std::process::exit(3);
     }
-    if opened {
-        for step in pam::Step::LOGOUT {
-            all_well &= stack.step(step, talk);
+    if all_well && last == Step::OpenSession.name() {
+        for step in Step::LOGOUT {
+            all_well &= stack.step(step);
         }
     }
     stack.end();
-    talk.end();
     all_well
 }

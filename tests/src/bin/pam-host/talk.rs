@@ -1,5 +1,6 @@
 //! Standard input and output: scripted answers in, events out.
 
+use cug_tests::libpam::{Answer, Person, Style};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::time::Instant;
@@ -107,13 +108,8 @@ impl Talk {
         self.answers.clear();
     }
 
-    /// PAM says something.
-    pub fn message(&self, style: &str, text: &str) {
-        self.tell(Event { event: "message", style: Some(style), text: Some(text), ..NOTHING });
-    }
-
-    /// PAM asks something: the answer, or `None` to refuse.
-    pub fn prompt(&mut self, style: &str, text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    /// The answer to a prompt, or `None` to refuse.
+    fn prompt(&mut self, style: &str, text: &str) -> Option<Zeroizing<Vec<u8>>> {
         let asked = text.to_lowercase();
         let scripted =
             self.answers.iter().find(|(part, _)| asked.contains(part.as_str())).map(|(_, answer)| answer.clone());
@@ -184,5 +180,17 @@ impl Talk {
                 return None;
             }
         }
+    }
+}
+
+impl Person for Talk {
+    fn ask(&mut self, style: Style, text: &str) -> Answer {
+        let style = if style == Style::Hidden { "hidden" } else { "shown" };
+        self.prompt(style, text).map_or(Answer::Error, Answer::Text)
+    }
+
+    fn hear(&mut self, style: Style, text: &str) {
+        let style = if style == Style::Error { "error" } else { "info" };
+        self.tell(Event { event: "message", style: Some(style), text: Some(text), ..NOTHING });
     }
 }
