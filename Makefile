@@ -23,8 +23,10 @@ demo: build ## the patent's own example: four terminals, two closed groups, real
 
 test: format lint units docs unit e2e deny ## everything that must hold before a change lands
 
+# The workspace as a whole, here and wherever tests run, and with examples, which count as tests do: so every library is built with one set of
+# features and once, and what is tested is what was built.
 build: setup ## all programs, the PAM module and the test rig
-	@cargo build --locked --workspace --bins --lib
+	@cargo build --locked --workspace --bins --lib --examples
 
 setup: toolchain packages
 
@@ -65,10 +67,10 @@ $(RESOLVED)/ready:
 	@mkdir -p $(RESOLVED) && cd $(RESOLVED) && apt-get -qq download systemd-resolved 2>/dev/null && dpkg-deb -x systemd-resolved_*.deb . && touch ready
 
 e2e: build image desktop $(RESOLVED)/ready packages-for-tests ## end to end: real PAM, pcscd, cards, TLS and WireGuard on several hosts
-	@CUG_BUILT=1 $(AS_ROOT) cargo test --locked -p cug-tests
+	@CUG_BUILT=1 $(AS_ROOT) cargo test --locked --workspace --test e2e --test machine --test vm
 	@cat target/e2e/*.times
 	@echo "The same with a card written by others (piv-authenticator):"
-	@CUG_BUILT=1 CUG_CARD=piv-authenticator $(AS_ROOT) cargo test --locked -p cug-tests --test e2e
+	@CUG_BUILT=1 CUG_CARD=piv-authenticator $(AS_ROOT) cargo test --locked --workspace --test e2e
 
 # A distribution's own workstation, with systemd, for tests/machine: the suite of tests/src/machine.rs, and the one after it.
 image: target/images/bookworm.ready target/images/trixie.ready
@@ -87,7 +89,7 @@ target/images/bookworm-desktop.ready: tests/image/build tests/image/kernel
 	@$(SUDO) tests/image/build bookworm target/images/bookworm-desktop $(DESKTOP)
 	@touch $@
 
-# What makes packages.
+# What makes packages, and what looks at licences.
 target/tools/bin/%: packaging/tools
 	@packaging/tools $*
 
@@ -102,6 +104,10 @@ package: setup target/tools/bin/cargo-deb target/tools/bin/cargo-generate-rpm ##
 	@packaging/package
 	@packaging/check-packages
 	@ls -l target/package/dist
+
+.PHONY: reproducible
+reproducible: target/tools/bin/cargo-deb target/tools/bin/cargo-generate-rpm ## the same commit, built here and at another place, gives the same packages (a long time)
+	@packaging/reproducible
 
 $(VENV)/ready: crates/cug-proto/tests/interop/setup
 	@crates/cug-proto/tests/interop/setup $(VENV)
@@ -126,10 +132,9 @@ prove: toolchain ## the symbolic model of the protocol
 	@command -v verifpal >/dev/null || { echo "Installing the protocol checker (verifpal, some minutes)"; cargo install --quiet --ignore-rust-version verifpal@1.6.7; }
 	@crates/cug-proto/model/run
 
-deny: toolchain ## licences, sources and advisories of every dependency
-	@command -v cargo-deny >/dev/null || { echo "Installing cargo-deny (some minutes)"; cargo install --locked --quiet cargo-deny; }
-	@cargo deny --offline --log-level error check licenses bans sources
-	@packaging/check-advisories
+deny: toolchain target/tools/bin/cargo-deny ## licences, sources and advisories of every dependency
+	@PATH=$(CURDIR)/target/tools/bin:$$PATH cargo deny --offline --log-level error check licenses bans sources
+	@PATH=$(CURDIR)/target/tools/bin:$$PATH packaging/check-advisories
 
 clean:
 	@cargo clean

@@ -3,6 +3,7 @@
 use cug_tests::capture::Capture;
 use cug_tests::lan::{Lan, address4, address6};
 use cug_tests::login::Script;
+use cug_tests::memory::{self, Pattern};
 use cug_tests::probe::{self, Echo, NetState};
 use cug_tests::space::{Space, scenario};
 use cug_tests::{accounts, paths, wait};
@@ -130,4 +131,13 @@ fn the_login_program_logs_in_through_pam() {
         login.open()?;
         login.close()
     });
+}
+
+#[test]
+fn a_look_into_memory_finds_what_is_there_and_only_that() {
+    let secret: Vec<u8> = (0..32_u8).map(|n| n.wrapping_mul(37) ^ 0x5a).collect();
+    assert_eq!(memory::positions(b"aab aaab", b"aab").collect::<Vec<_>>(), [0, 5]);
+    let here = std::hint::black_box(secret.clone());
+    let own = i32::try_from(std::process::id()).unwrap();
+    assert!(!memory::find(own, &[Pattern::new("secret", &here)]).unwrap().is_empty());
 }

@@ -1,13 +1,13 @@
 //! The product as it is installed from its packages: a server and two workstations, by the commands of the README; and that nobody is locked out, whatever is
 //! done with the packages.
 
+use crate::older;
 use anyhow::{Context, ensure};
 use cug_tests::accounts::{LOCAL_USER, ROOT_PASSWORD};
-use cug_tests::card::{Kind, PIN, PivCard};
-use cug_tests::installed::{self, NEW, OLD, apt, install, shell, shell_with};
+use cug_tests::card::PIN;
+use cug_tests::installed::{self, NEW, OLD, PASSWORDS, TERMINAL, apt, install, server, shell, shell_with};
 use cug_tests::lan::Lan;
 use cug_tests::machine::{Machine, SUITE};
-use cug_tests::server::NUMBER;
 use cug_tests::space::scenario;
 use cug_tests::wait;
 use serde_json::Value;
@@ -15,8 +15,6 @@ use std::path::Path;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(20);
-const TERMINAL: [&str; 2] = ["cugd", "libpam-cug"];
-const PASSWORDS: [(&str, &str); 2] = [("USER-A", "seven-green-lamps"), ("USER-B", "nine-blue-doors")];
 
 /// A server and two workstations, everything from packages.
 struct Site {
@@ -26,27 +24,11 @@ struct Site {
     _lan: Lan,
 }
 
-/// The server as the README has it, with two users in a group.
-fn server(lan: &Lan, logs: &Path, suite: &'static str) -> anyhow::Result<Machine> {
-    let server = installed::boot(lan, logs, NUMBER, suite)?;
-    install(&server, &["cug-server"], OLD)?;
-    shell(&server, "! systemctl is-enabled cug-server && ! systemctl is-active cug-server")?;
-    shell(&server, "cug-server init --name 'Example Hospital'")?;
-    // Before the server runs for the first time, commands work on its state.
-    shell(&server, "cug-server group add VPN1")?;
-    shell(&server, "systemctl enable --now cug-server")?;
-    for (user, password) in PASSWORDS {
-        shell_with(&server, &format!("cug-server user add {user} --password-stdin"), &format!("{password}\n"))?;
-        shell(&server, &format!("cug-server group join VPN1 {user}"))?;
-    }
-    Ok(server)
-}
-
 impl Site {
     fn new(logs: &Path, suite: &'static str) -> anyhow::Result<Self> {
         let lan = Lan::new(logs)?;
         let server = server(&lan, logs, suite)?;
-        let config = shell(&server, &format!("cug-server terminal-config {}", installed::address(NUMBER)))?;
+        let config = installed::terminal_config(&server)?;
         let mut site = Self { server, desks: Vec::new(), config, _lan: lan };
         for number in [20, 21] {
             let desk = installed::boot(&site._lan, logs, number, suite)?;
@@ -54,16 +36,6 @@ impl Site {
             site.desks.push(desk);
         }
         Ok(site)
-    }
-
-    /// Issues a card at the server's own reader, with the installed command.
-    fn card(&self, user: &str) -> anyhow::Result<PivCard> {
-        let blank = PivCard::blank(Kind::usual(), self.server.space().logs())?;
-        let card = self.server.insert(blank)?;
-        let reader = installed::reader_name();
-        let issue = format!("cug-server card issue {user} --reader '{reader}' --pin-stdin --generate");
-        shell_with(&self.server, &issue, &format!("{PIN}\n"))?;
-        Ok(card.pull())
     }
 
     /// Writes the two lines; the daemon waits for them.
@@ -83,6 +55,15 @@ impl Site {
         said.with_context(|| machine.journal("cugd"))?;
         ensure!(machine.tunnels().len() == 1, "{user}: {:?}\n{}", machine.tunnels(), machine.journal("cugd"));
         Ok(())
+    }
+
+    /// The sessions' numbers.
+    fn sessions(&self) -> anyhow::Result<Vec<String>> {
+        let text = shell(&self.server, "cug-server --json session list")?;
+        let rows: Vec<Value> = serde_json::from_str(&text).with_context(|| text.clone())?;
+        let mut numbers: Vec<_> = rows.iter().filter_map(|row| row["id"].as_str()).map(str::to_owned).collect();
+        numbers.sort();
+        Ok(numbers)
     }
 
     /// USER-A pings USER-B by name.
@@ -121,7 +102,7 @@ fn ensure_found(machine: &Machine, what: &str, item: &str) -> anyhow::Result<()>
 
 fn a_day(logs: &Path, suite: &'static str) -> anyhow::Result<()> {
     let mut site = Site::new(logs, suite)?;
-    let (card_a, card_b) = (site.card("USER-A")?, site.card("USER-B")?);
+    let (card_a, card_b) = (installed::card(&site.server, "USER-A")?, installed::card(&site.server, "USER-B")?);
     site.configure()?;
     let in_a = site.desks[0].insert(card_a)?;
     let _in_b = site.desks[1].insert(card_b)?;
@@ -140,16 +121,24 @@ fn a_day(logs: &Path, suite: &'static str) -> anyhow::Result<()> {
     upgrades(&mut site)?;
     site.log_in(0)?;
     site.reaches()?;
-    purges(&mut site)
+    purges(&mut site)?;
+    older::downgraded_below_a_later_one(&mut site.server)
 }
 
-/// The server's upgrade keeps the sessions, the workstation's ends them in order.
+/// The server's upgrade keeps the sessions, from the first version on; the workstation's ends them in order.
 fn upgrades(site: &mut Site) -> anyhow::Result<()> {
+    let begun = site.sessions()?;
+    ensure!(begun.len() == PASSWORDS.len(), "{begun:?}");
     install(&site.server, &["cug-server"], NEW)?;
     site.server.wait_active("cug-server")?;
     site.reaches()?;
-    let sessions = || shell(&site.server, "cug-server session list").is_ok_and(|list| list.contains("USER-A"));
-    wait::for_true("the session to outlive the server's upgrade", LIMIT, sessions)?;
+    let same = || site.sessions().is_ok_and(|now| now == begun);
+    wait::for_true("the sessions to outlive the server's upgrade", LIMIT, same)?;
+    older::upgraded_from_the_first(&site.server)?;
+    site.reaches()?;
+    let same = || site.sessions().is_ok_and(|now| now == begun);
+    wait::for_true("the sessions to outlive an upgrade from the first version", LIMIT, same)
+        .with_context(|| format!("{begun:?} {:?}", site.sessions()))?;
     install(&site.desks[0], &TERMINAL, NEW)?;
     site.closed()?;
     site.desks[0].wait_active("cugd")?;
@@ -200,7 +189,7 @@ fn the_doctor() {
     scenario("installed-doctor", |logs| {
         let lan = Lan::new(logs)?;
         let server = server(&lan, logs, SUITE)?;
-        let config = shell(&server, &format!("cug-server terminal-config {}", installed::address(NUMBER)))?;
+        let config = installed::terminal_config(&server)?;
         let desk = installed::boot(&lan, logs, 20, SUITE)?;
         install(&desk, &TERMINAL, OLD)?;
         ensure_found(&desk, "without a configuration", "configuration")?;

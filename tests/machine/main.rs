@@ -5,5 +5,6 @@ mod console;
 mod desk;
 mod greeter;
 mod installed;
+mod older;
 mod programs;
 mod scene;

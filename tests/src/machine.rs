@@ -272,7 +272,7 @@ fn remove_tree(dir: &Path) -> bool {
 }
 
 /// What the packages install: built as, installed as.
-pub(crate) const INSTALLED: [(&str, &str); 4] = [
+const INSTALLED: [(&str, &str); 4] = [
     ("cugd", "/usr/sbin/cugd"),
     ("cugctl", "/usr/bin/cugctl"),
     ("libpam_cug.so", "/usr/lib/x86_64-linux-gnu/security/pam_cug.so"),
@@ -329,14 +329,14 @@ pub(crate) fn people(space: &Space) -> anyhow::Result<()> {
 }
 
 /// What the administrator writes.
-pub(crate) fn configure(space: &Space, trusts: &CaPin, lines: &str) -> anyhow::Result<()> {
+fn configure(space: &Space, trusts: &CaPin, lines: &str) -> anyhow::Result<()> {
     let pin: String = trusts.iter().map(|byte| format!("{byte:02x}")).collect();
     let server = format!("servers = [\"{}\"]\nca-pins = [\"{pin}\"]\n{lines}\n", ServerHost::address());
     space.write(&format!("{ROOT}/etc/cug/cugd.toml"), server, 0o644)
 }
 
 /// What the packages do, but for the programs: their places are there.
-pub(crate) fn product(space: &Space) -> anyhow::Result<()> {
+fn product(space: &Space) -> anyhow::Result<()> {
     let write = |path: &str, content: &str, mode| space.write(&format!("{ROOT}{path}"), content, mode);
     let shipped = |path: &str| {
         fs::read_to_string(paths::workspace().join("packaging").join(path)).with_context(|| path.to_owned())

@@ -1,26 +1,32 @@
 //! One working day with the kernel's WireGuard.
 
+use crate::packages;
 use crate::scene::{Clock, LIMIT, Scene, Tunnel, state, wait_clean};
 use anyhow::{Context, ensure};
 use cug_tests::guest::Guest;
+use cug_tests::installed::{self, PASSWORDS};
 use cug_tests::space::scenario;
 use cug_tests::wait;
 use std::time::{Duration, Instant};
 
-/// Both log in, one with the keyboard, one at the serial line; they reach each other and nobody else does; the group's key is exchanged under
-/// their traffic; a card is pulled; a daemon is killed. After each end nothing is left.
+/// Packages are installed and wait for their configuration. Both log in, one with the keyboard, one at the serial line; they reach each other and
+/// nobody else does; the group's key is exchanged under their traffic; a card is pulled; the daemon is upgraded under a session; a daemon is killed;
+/// the packages are purged. After each end nothing is left.
 #[test]
 fn two_terminals() {
     scenario("vm-kernel", |logs| {
         let mut clock = Clock::start("vm-kernel");
         let mut scene = Scene::new(logs, &mut clock)?;
+        let unconfigured = state(&scene.two)?;
+        scene.configure()?;
+        clock.done("the configuration is written, the daemons start");
         let untouched = (state(&scene.one)?, state(&scene.two)?);
         let screen = scene.log_in_at_the_keyboard()?;
         clock.note(&format!("picture of the console: {}", scene.one.picture("console")?.display()));
         clock.done("USER-A logs in with the keyboard");
         scene.log_in_at_the_line()?;
         clock.done("USER-B logs in at the serial line");
-        ensure!(screen.contains("PIN:") && !screen.contains("123456") && !screen.contains("passwd1"), "{screen}");
+        ensure!(screen.contains("PIN:") && !screen.contains("123456") && !screen.contains(PASSWORDS[0].1), "{screen}");
         let (one, two) = (Tunnel::of(&scene.one)?, Tunnel::of(&scene.two)?);
 
         members_reach_each_other(&mut scene, &one, &two)?;
@@ -33,9 +39,16 @@ fn two_terminals() {
         wait_clean(&scene.one, &untouched.0)?;
         scene.unregistered("USER-A")?;
         clock.done("the card is pulled, all gone");
+        packages::upgrade(&scene, &untouched.1)?;
+        clock.done("an upgrade under USER-B's session");
+        scene.two.console().log_out()?;
+        scene.log_in_at_the_line()?;
+        let two = Tunnel::of(&scene.two)?;
         the_daemon_is_killed(&scene.two, &two)?;
         wait_clean(&scene.two, &untouched.1)?;
-        clock.done("the daemon is killed, its interface is guarded still, the next start removes it");
+        clock.done("USER-B again; the daemon is killed, its interface is guarded still, the next start removes it");
+        packages::purge(&mut scene.two, &unconfigured)?;
+        clock.done("purged; root logs in");
         Ok(())
     });
 }
@@ -93,7 +106,7 @@ fn rotation(scene: &Scene, one: &Tunnel, two: &Tunnel) -> anyhow::Result<String>
         two.address
     );
     let ping = scene.one.sh(&ping)?;
-    scene.world.server.run(&["group", "rotate", "VPN1"])?;
+    installed::shell(&scene.server, "cug-server group rotate VPN1")?;
     let mut after = before.clone();
     wait::for_true("the new key at both", LIMIT, || {
         after = key().unwrap_or_default();

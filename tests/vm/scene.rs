@@ -1,10 +1,12 @@
-//! The scene of these tests: two virtual machines with a card in each reader, and the server on the same LAN.
+//! The scene of these tests: two virtual machines with a card in each reader, and the server in a container on the same LAN; all from packages.
 
 use anyhow::{Context, ensure};
 use cug_tests::card::{InReader, PIN};
-use cug_tests::guest::{Guest, Options, files};
+use cug_tests::guest::Guest;
+use cug_tests::installed::{self, PASSWORDS};
+use cug_tests::lan::Lan;
+use cug_tests::machine::{Machine, SUITE};
 use cug_tests::wait;
-use cug_tests::world::{World, password};
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -60,34 +62,49 @@ pub struct Scene {
     /// Where USER-B sits.
     pub two: Guest,
     _other_card: InReader,
-    /// The rest.
-    pub world: World,
+    /// The server.
+    pub server: Machine,
+    _lan: Lan,
 }
 
 impl Scene {
-    /// Both machines have booted and both cards are in their readers.
+    /// Both machines have booted and wait for their configuration; both cards are issued.
     pub fn new(logs: &Path, clock: &mut Clock) -> anyhow::Result<Self> {
-        let world = World::new(logs, 0)?;
-        let (card, other_card) = (world.card("USER-A")?, world.card("USER-B")?);
-        let trusts = world.server.ca_pin()?;
-        clock.done("server and cards");
-        let boot = |number| Guest::boot(&world.lan, logs, number, &trusts, &Options { lines: LINES, product: files });
-        let (one, two) = std::thread::scope(|scope| {
-            let other = scope.spawn(|| boot(22));
-            (boot(21), other.join())
+        let lan = Lan::new(logs)?;
+        let (server, one, two) = std::thread::scope(|scope| {
+            let one = scope.spawn(|| Guest::boot(&lan, logs, 21));
+            let two = scope.spawn(|| Guest::boot(&lan, logs, 22));
+            (installed::server(&lan, logs, SUITE), one.join(), two.join())
         });
-        let (one, two) = (one?, two.map_err(|_| anyhow::anyhow!("the second machine"))??);
-        clock.done("two machines boot");
-        let card = Some(one.insert(card)?);
-        let _other_card = two.insert(other_card)?;
-        clock.done("cards inserted");
-        Ok(Self { card, one, two, _other_card, world })
+        let boots = "a machine's boot";
+        let one = one.map_err(|_| anyhow::anyhow!(boots))??;
+        let two = two.map_err(|_| anyhow::anyhow!(boots))??;
+        let server = server?;
+        clock.done("two machines boot with the packages, and the server is installed");
+        let [(user_a, _), (user_b, _)] = PASSWORDS;
+        let card = Some(one.insert(installed::card(&server, user_a)?)?);
+        let _other_card = two.insert(installed::card(&server, user_b)?)?;
+        clock.done("cards issued and inserted");
+        Ok(Self { card, one, two, _other_card, server, _lan: lan })
+    }
+
+    /// The first run: the daemons wait without a failure, and start when the administrator's lines are written.
+    pub fn configure(&self) -> anyhow::Result<()> {
+        let config = format!("{}{LINES}", installed::terminal_config(&self.server)?);
+        for guest in [&self.one, &self.two] {
+            guest.sh(
+                "! systemctl -q is-active cugd && ! systemctl -q is-failed cugd && systemctl -q is-active cugd.path",
+            )?;
+            guest.write("/etc/cug/cugd.toml", &config)?;
+        }
+        [&self.one, &self.two].into_iter().try_for_each(|guest| guest.wait_active("cugd"))
     }
 
     /// USER-A logs in with the keyboard, at the first virtual terminal: all that the screen shows.
     pub fn log_in_at_the_keyboard(&self) -> anyhow::Result<String> {
         self.one.expect_screen("guest21 login:")?;
-        for (answer, prompt) in [("USER-A", "PIN:"), (PIN, "assword:"), (password("USER-A"), "$")] {
+        let [(user, password), _] = PASSWORDS;
+        for (answer, prompt) in [(user, "PIN:"), (PIN, "assword:"), (password, "$")] {
             self.one.type_line(answer)?;
             self.one.expect_screen(prompt).with_context(|| self.one.journal("cugd"))?;
         }
@@ -96,13 +113,14 @@ impl Scene {
 
     /// USER-B logs in at the serial line.
     pub fn log_in_at_the_line(&mut self) -> anyhow::Result<String> {
-        let said = self.two.console().log_in("USER-B", &[("PIN: ", PIN), ("assword: ", password("USER-B"))]);
+        let [_, (user, password)] = PASSWORDS;
+        let said = self.two.console().log_in(user, &[("PIN: ", PIN), ("assword: ", password)]);
         said.with_context(|| self.two.journal("cugd"))
     }
 
     /// Waits until the server's table has no session of `user`.
     pub fn unregistered(&self, user: &str) -> anyhow::Result<()> {
-        let none = || self.world.server.sessions().is_ok_and(|all| all.iter().all(|session| session.user != user));
+        let none = || installed::shell(&self.server, "cug-server session list").is_ok_and(|list| !list.contains(user));
         wait::for_true("the server to clear the session", LIMIT, none)
     }
 }
@@ -148,7 +166,7 @@ impl Tunnel {
 /// Everything that a session could leave behind on a machine, line by line.
 pub fn state(guest: &Guest) -> anyhow::Result<Vec<String>> {
     let all = "ip -o link | sed 's/^[0-9]*: //'; ip -o address; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; \
-               nft list ruleset; ls -R /sys/fs/bpf; ls -A /run/cugd; cat /etc/hosts /etc/resolv.conf; ss -Huln";
+               nft list ruleset; ls -R /sys/fs/bpf; ls -A /run/cugd 2>/dev/null; cat /etc/hosts /etc/resolv.conf; ss -Huln";
     let mut lines: Vec<_> = guest.sh(all)?.lines().map(|line| line.trim().to_owned()).collect();
     lines.sort();
     Ok(lines)

@@ -1,5 +1,5 @@
 //! A workstation in a virtual machine: the distribution's own kernel with its WireGuard, packet filter and BPF, real udev, a screen and a
-//! keyboard. Otherwise it is a [`crate::machine`]: the same image, the same product in it.
+//! keyboard. Otherwise it is a [`crate::machine`]: the same image, and the product from its packages.
 //!
 //! There is no hardware virtualisation where these tests run, so the processor is emulated, and all is some ten times slower than it would be.
 //! QEMU runs on a host ([`Space`]) and ends with it, in every case; its disk lies in the host's memory.
@@ -12,9 +12,8 @@ use crate::lan::{Cable, Lan};
 use crate::machine::{self, Console, ROOT};
 use crate::process::Finished;
 use crate::space::Space;
-use crate::{lan, office, paths, wait};
+use crate::{installed, lan, office, paths, wait};
 use anyhow::{Context, ensure};
-use cug_proto::trust::CaPin;
 use hand::Hand;
 pub use hand::serve;
 pub use screen::Monitor;
@@ -42,14 +41,6 @@ const DISK: &str = "2G";
 const HAND: &str = "cug.hand";
 const SLOT: &str = "cug.slot";
 
-/// What machines differ in.
-pub struct Options<'a> {
-    /// More lines in cugd.toml.
-    pub lines: &'a str,
-    /// Puts the product into the machine's files, below [`ROOT`] on this host, before the machine boots.
-    pub product: fn(&Space) -> anyhow::Result<()>,
-}
-
 /// A virtual machine that runs.
 pub struct Guest {
     hand: Hand,
@@ -61,18 +52,17 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots machine number `number` (10.0.0.N) of the organisation with this CA.
+    /// Boots machine number `number` (10.0.0.N), with the workstation's packages installed and not configured.
     ///
     /// # Errors
-    /// When the image is missing, or the machine does not come up.
-    pub fn boot(lan: &Lan, logs: &Path, number: u8, trusts: &CaPin, options: &Options<'_>) -> anyhow::Result<Self> {
+    /// When image or packages are missing, or the machine does not come up.
+    pub fn boot(lan: &Lan, logs: &Path, number: u8) -> anyhow::Result<Self> {
         let name = format!("guest{number}");
         let space = Space::new(&name, logs)?;
         let cable = lan.plug(&space)?;
         machine::files(&space, machine::SUITE)?;
         machine::people(&space)?;
-        machine::configure(&space, trusts, options.lines)?;
-        (options.product)(&space).context("the product")?;
+        installed::image(&space)?;
         network(&space, number)?;
         rig(&space)?;
         disk(&space)?;
@@ -82,9 +72,7 @@ impl Guest {
             .with_context(|| format!("see {name}.console.log"))?;
         let monitor = Mutex::new(Monitor::connect(&space.path(socket("monitor")))?);
         console.expect_login(BOOT_LIMIT)?;
-        let guest = Self { hand, monitor, console, space, cable };
-        guest.wait_active("cugd")?;
-        Ok(guest)
+        Ok(Self { hand, monitor, console, space, cable })
     }
 
     /// The host that carries it.
@@ -267,18 +255,6 @@ fn qemu(space: &Space, number: u8) -> anyhow::Result<std::process::Command> {
         command.args(["-device", &format!("virtserialport,chardev={port},name={port}")]);
     }
     Ok(command)
-}
-
-/// What the packages install, until there are packages.
-///
-/// # Errors
-/// When it is not built.
-pub fn files(space: &Space) -> anyhow::Result<()> {
-    machine::product(space)?;
-    machine::INSTALLED
-        .iter()
-        .filter(|(_, place)| !place.contains("cug-test"))
-        .try_for_each(|(built, place)| copy(space, built, place))
 }
 
 /// A program without what only debuggers want, which would make the disk many times as large.

@@ -14,6 +14,54 @@ fn sentence(path: &Path) -> String {
 /// What an installation of the first version had in it.
 const FIRST: &str = include_str!("first.sql");
 
+/// What each later version came to remember: after which step it is written, and a question that has one answer as long as it is there.
+const LATER: [(usize, &str, &str); 6] = [
+    (
+        3,
+        "UPDATE seat SET freed = 1700000005 WHERE user = 2",
+        "SELECT 1 FROM seat WHERE user = 2 AND freed = 1700000005",
+    ),
+    (
+        4,
+        "UPDATE closed_group SET policy = 'closed'; INSERT INTO policy_exception VALUES (1, '192.0.2.0/24')",
+        "SELECT 1 FROM closed_group JOIN policy_exception ON closed_group = id WHERE policy = 'closed' AND network = '192.0.2.0/24'",
+    ),
+    (
+        5,
+        "INSERT INTO retired_card VALUES (zeroblob(32)); INSERT INTO retired_seat VALUES (1, 9, 1700000006)",
+        "SELECT 1 FROM retired_card, retired_seat WHERE fingerprint = zeroblob(32) AND host = 9 AND freed = 1700000006",
+    ),
+    (6, "UPDATE closed_group SET rotated = 1700000007", "SELECT 1 FROM closed_group WHERE rotated = 1700000007"),
+    (
+        7,
+        "UPDATE user SET password_set = 1700000008, must_change = 1, expires = 1900000000 WHERE id = 1",
+        "SELECT 1 FROM user WHERE (id, password_set, must_change, expires) = (1, 1700000008, 1, 1900000000)",
+    ),
+    (
+        8,
+        "INSERT INTO invitation (user, verifier, approve, replace_cards, actor, created, expires) VALUES ('USER-C', zeroblob(32), 0, 0, 'root', 1, 2)",
+        "SELECT 1 FROM invitation WHERE user = 'USER-C'",
+    ),
+];
+
+/// The steps are these tests' only record of what earlier versions left on disks, and a step that is changed reaches no database that has it behind it.
+#[test]
+fn a_step_that_was_released_is_never_changed() {
+    use sha2::Digest;
+    const RELEASED: [&str; 8] = [
+        "af3a50f14f6139b48edb22413500e02daad21657a3055e88573ac8b5d386fd41",
+        "a51c1b8417945cb86fd6634d39e51795d971d8b994b5629d9460c5c07db2a294",
+        "d9d06886e9b1e0f6d9bce161c4a77ed627010a1f5cb74fd0030c2eeb23928c60",
+        "30299991c8683930e8027fcf432b4d714763acda73fa447d8db6bda306aa4c22",
+        "48ad08c3335cb0dd4c395920a6c86f14a359a031da6a010bf4afc7cbfc1cd010",
+        "d1131937c6548273fd9d1ef9a6b7e0c60b6edcd3bdf65776cf32111b14218760",
+        "95c61712c56a90191acf188a838865885d1ed0acab513c60b5e3d7ca0e70ea21",
+        "ef9edae6258bd3e7141de3d422efe9bf3e830c4ec009ef030e34267bb01d68f1",
+    ];
+    let now = schema::MIGRATIONS.iter().map(|step| crate::hex::encode(&sha2::Sha256::digest(step)));
+    assert_eq!(now.take(RELEASED.len()).collect::<Vec<_>>(), RELEASED, "write a new step instead");
+}
+
 /// A database as the version with `steps` migrations left it.
 fn database_of(steps: usize) -> PathBuf {
     let path = path();
@@ -22,6 +70,9 @@ fn database_of(steps: usize) -> PathBuf {
         connection.execute_batch(step).unwrap();
         if number == 0 {
             connection.execute_batch(FIRST).unwrap();
+        }
+        for (_, write, _) in LATER.iter().filter(|(after, _, _)| *after == number + 1) {
+            connection.execute_batch(write).unwrap();
         }
     }
     if steps > 1 {
@@ -47,6 +98,10 @@ fn every_earlier_schema_is_brought_up_to_date_with_all_that_is_in_it() {
         assert_eq!(rows.iter().map(|r| r.event.as_str()).collect::<Vec<_>>(), ["user-add", "login", "audit-begin"]);
         assert_eq!(rows[2].reason.as_deref(), Some("2 earlier rows"));
         assert_eq!(store.audit_verify(None).unwrap().wrong, None, "the earlier rows are chained too");
+        for (after, _, there) in LATER.iter().filter(|(after, _, _)| *after <= steps) {
+            let found = store.read(|t| Ok(t.query_row(there, [], |r| r.get::<_, i64>(0))?));
+            assert_eq!(found.unwrap(), 1, "from {steps}: {after}");
+        }
         // USER-B left before: the number is free from now on, not since ever.
         store.join(BY, &group("VPN1"), &user("USER-B")).unwrap();
         let again = Sqlite::open(&path, &key()).unwrap();
