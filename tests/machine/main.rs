@@ -3,7 +3,11 @@
 mod away;
 mod console;
 mod desk;
+mod desktop;
+mod greetd;
 mod greeter;
 mod installed;
+mod locker;
+mod polkit;
 mod programs;
 mod scene;
