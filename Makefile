@@ -81,7 +81,7 @@ target/images/%.ready: tests/image/build tests/image/kernel
 	@touch $@
 
 # The same with a greeter, an X server without a screen, and what types and takes pictures there.
-DESKTOP := lightdm,lightdm-gtk-greeter,xvfb,xdotool,scrot,xterm,xauth,adwaita-icon-theme,fonts-dejavu-core,at-spi2-core
+DESKTOP := lightdm,lightdm-gtk-greeter,greetd,xvfb,xdotool,scrot,xterm,xauth,xss-lock,xsecurelock,i3lock,adwaita-icon-theme,fonts-dejavu-core,at-spi2-core
 desktop: target/images/bookworm-desktop.ready
 
 target/images/bookworm-desktop.ready: tests/image/build tests/image/kernel

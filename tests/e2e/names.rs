@@ -2,6 +2,7 @@
 
 use crate::support::{SOON, overlay, wait_seats};
 use anyhow::{Context, ensure};
+use cug_tests::gate::Gate;
 use cug_tests::paths;
 use cug_tests::process::Daemon;
 use cug_tests::space::{Space, scenario};
@@ -10,6 +11,7 @@ use cug_tests::world::World;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 /// What getent(1) finds, as `user`; empty when nothing.
 fn getent(space: &Space, user: &str, args: &[&str]) -> anyhow::Result<Vec<String>> {
@@ -78,6 +80,33 @@ fn members_are_found_by_name_while_they_are_there() {
         wait::for_true("the file as it was", SOON, || hosts(host).is_ok_and(|now| now == before))?;
         drop(again);
         world.terminal(1).wait_clean(SOON)
+    });
+}
+
+/// The daemon's worker does not get to the file for a while: the tunnel is gone, and the session is not over before its names are.
+#[test]
+fn the_end_of_a_session_waits_for_its_names() {
+    scenario("names-wait", |logs| {
+        let mut world = World::new(logs, 1)?;
+        let before = hosts(world.terminal(1).space())?;
+        let cugd = world.terminal_mut(1).cugd()?.pid()?;
+        let terminal = world.terminal(1);
+        let _card = terminal.insert(world.card("USER-A")?)?;
+        let login = terminal.log_in("USER-A", "passwd1")?;
+        wait_name(terminal.space(), "root", "user-a.vpn1.cug", &overlay(&world, "USER-A", "VPN1")?)?;
+        let gate = Gate::shut(&terminal.space().path("/etc/hosts"), cugd)?;
+        std::thread::scope(|scope| {
+            let closing = scope.spawn(|| login.close());
+            gate.wait_arrival(SOON)?;
+            wait::for_true("the end of the tunnel", SOON, || terminal.tunnels().is_empty())?;
+            let early = wait::for_true("the session to be over", Duration::from_secs(1), || closing.is_finished());
+            ensure!(early.is_err(), "the session is over and its names are not");
+            ensure!(hosts(terminal.space())? != before, "the names are gone, so this test shows nothing");
+            drop(gate);
+            closing.join().map_err(|_| anyhow::anyhow!("the login program"))??;
+            ensure!(hosts(terminal.space())? == before, "the session is over and its names are not");
+            Ok(())
+        })
     });
 }
 

@@ -7,7 +7,7 @@ use cug_tests::lan::{address4, address6};
 use cug_tests::login::{Login, Script};
 use cug_tests::memory::{self, Pattern};
 use cug_tests::paths;
-use cug_tests::process::Daemon;
+use cug_tests::process::{Daemon, beside, own_number, waiting_login};
 use cug_tests::script::stream::in_network;
 use cug_tests::server::PORT;
 use cug_tests::space::scenario;
@@ -108,17 +108,12 @@ fn log_in(terminal: &Terminal, password: &str) -> anyhow::Result<Login> {
 
 /// The process that waits, as this machine numbers it; `None` when there is none.
 fn process(terminal: &Terminal) -> Option<i32> {
-    processes(terminal).into_iter().find(|pid| {
-        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| memory::contains(&line, b"waiting-login"))
-    })
+    waiting_login(&processes(terminal))
 }
 
 /// All processes of the terminal.
 fn processes(terminal: &Terminal) -> Vec<i32> {
-    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let own = namespace(terminal.space().pid());
-    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| namespace(*pid) == own).collect()
+    beside(terminal.space().pid())
 }
 
 /// Password and PIN, as the card gets it.
@@ -139,6 +134,30 @@ fn nobody_has_what_was_typed(terminal: &Terminal, but: Option<i32>) -> anyhow::R
         looked += 1;
     }
     ensure!(looked >= 3, "only {looked} processes were looked at");
+    Ok(())
+}
+
+/// What was typed is in locked memory, and nowhere else that others could look: not in arguments or the environment, in no file; nobody but root may look
+/// into the process, and its end writes no core. That it cannot be dumped is seen under the shipped unit (`machine/away.rs`).
+fn kept_close(terminal: &Terminal, keeper: i32, found: &[String]) -> anyhow::Result<()> {
+    let loose = memory::not_locked(keeper, found)?;
+    ensure!(loose.is_empty(), "it may be swapped: {loose:?}");
+    for file in ["cmdline", "environ"] {
+        let bytes = fs::read(format!("/proc/{keeper}/{file}"))?;
+        ensure!(!memory::contains(&bytes, PASSWORD.as_bytes()), "the password is in {file}");
+    }
+    let limits = fs::read_to_string(format!("/proc/{keeper}/limits"))?;
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).context("limits")?;
+    ensure!(core.split_whitespace().filter(|word| *word == "0").count() == 2, "a crash would write a core: {core}");
+    let number = own_number(keeper)?;
+    for file in ["mem", "environ", "maps", "fd/0"] {
+        let mut look = terminal.space().command_as("USER-A", "head")?;
+        look.args(["-c", "1", &format!("/proc/{number}/{file}")]);
+        let seen = cug_tests::process::run(look, b"", SOON)?;
+        ensure!(seen.err.contains("Permission denied"), "the person looks into {file}: {seen:?}");
+    }
+    let files = terminal.space().run("grep", &["-rlsF", PASSWORD, "/run", "/etc", "/tmp", "/var/tmp", "/var/lib"])?;
+    ensure!(files.out.is_empty(), "the password is in {}", files.out);
     Ok(())
 }
 
@@ -181,13 +200,7 @@ fn the_group_opens_by_itself_when_the_server_is_back() {
         let found = memory::find(keeper, &typed()[..1])?;
         ensure!(!found.is_empty(), "the password was not found where it is kept: the search is blind");
         nobody_has_what_was_typed(terminal, Some(keeper))?;
-        for file in ["cmdline", "environ"] {
-            let bytes = fs::read(format!("/proc/{keeper}/{file}"))?;
-            ensure!(!memory::contains(&bytes, PASSWORD.as_bytes()), "the password is in {file}");
-        }
-        let status = fs::read_to_string(format!("/proc/{keeper}/status"))?;
-        let locked = status.lines().find(|line| line.starts_with("VmLck:")).unwrap_or_default();
-        ensure!(locked.split_whitespace().nth(1) != Some("0"), "its memory may be swapped: {locked}");
+        kept_close(terminal, keeper, &found)?;
 
         world.server.serve()?;
         let started = Instant::now();
@@ -211,7 +224,7 @@ fn the_group_opens_by_itself_when_the_server_is_back() {
 fn what_ends_a_waiting_login() {
     scenario("offline-ends", |logs| {
         let mut world = stage(logs)?;
-        let card = world.card("USER-A")?;
+        let (card, other_card) = (world.card("USER-A")?, world.card("USER-B")?);
         let mut in_reader = world.terminal(1).insert(card)?;
         world.server.kill()?;
         let terminal = world.terminal_mut(1);
@@ -227,6 +240,17 @@ fn what_ends_a_waiting_login() {
         nobody_has_what_was_typed(terminal, None)?;
         login.close()?;
         terminal.wait_state("USER-A", "gone", SOON)?;
+
+        // Exchanged for another card in an instant.
+        let login = log_in(terminal, PASSWORD)?;
+        terminal.wait_state("USER-A", "waiting", SOON)?;
+        let card = in_reader.pull();
+        let other = terminal.insert(other_card)?;
+        no_process(terminal, "the card was exchanged")?;
+        nobody_has_what_was_typed(terminal, None)?;
+        drop(other.pull());
+        in_reader = terminal.insert(card)?;
+        login.close()?;
 
         // Logged out; the login program killed.
         let login = log_in(terminal, PASSWORD)?;

@@ -5,10 +5,11 @@ use anyhow::{Context, ensure};
 use cug_tests::accounts::{LOCAL_USER, ROOT_PASSWORD};
 use cug_tests::card::PIN;
 use cug_tests::doctor::{Doctor, Doctored};
-use cug_tests::process;
+use cug_tests::process::{self, beside, own_number, waiting_login};
 use cug_tests::space::scenario;
 use cug_tests::wait;
 use cug_tests::world::password;
+use std::fs;
 use std::time::Duration;
 
 /// root and a local user log in at the console.
@@ -45,12 +46,57 @@ fn the_server_is_gone() {
         ensure!(scene.machine.tunnels().is_empty(), "{:?}", scene.machine.tunnels());
         let status = scene.machine.console().shell("cugctl status || true")?;
         ensure!(status.contains("waits for the management server"), "{status}");
+        closed_up(&scene, waits(&scene).context("no login waits")?)?;
         scene.world.server.serve()?;
         let up = || scene.machine.tunnels().len() == 1;
         wait::for_true("the tunnel", Duration::from_secs(60), up).with_context(|| scene.machine.journal("cugd"))?;
         ensure!(scene.registered()?, "the server has no session");
         scene.machine.console().log_out()?;
         scene.closed()
+    });
+}
+
+/// The login of `scene` that waits, as this host numbers it.
+fn waits(scene: &Scene) -> Option<i32> {
+    waiting_login(&beside(scene.machine.leader()))
+}
+
+/// Under the shipped unit: without the right to trace, not even root looks into the process, because it is not to be dumped; it gets no new rights, and few
+/// calls of the kernel.
+fn closed_up(scene: &Scene, waiting: i32) -> anyhow::Result<()> {
+    let status = fs::read_to_string(format!("/proc/{waiting}/status"))?;
+    ensure!(status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"), "{status}");
+    // What of the unit's own comes by the same way can be looked into: it is not the rights of the process that keep root out.
+    let control = "systemd-run --quiet --unit=control -p CapabilityBoundingSet='CAP_NET_ADMIN CAP_BPF CAP_DAC_READ_SEARCH' -p NoNewPrivileges=yes sleep 1000";
+    scene.machine.run("sh", &["-c", control])?.ok()?;
+    let control = scene.machine.process("sleep")?;
+    for (pid, open) in [(control, true), (waiting, false), (scene.machine.daemon()?, false)] {
+        let look = format!("exec 3</proc/{0}/mem && cat /proc/{0}/environ /proc/{0}/maps", own_number(pid)?);
+        let seen = scene.machine.run("setpriv", &["--bounding-set=-sys_ptrace", "--", "sh", "-c", &look])?;
+        ensure!(seen.status.success() == open, "{pid}: {}{}", seen.out, seen.err);
+    }
+    scene.machine.run("systemctl", &["stop", "control"])?.ok().map(drop)
+}
+
+/// What was typed does not sleep with the machine.
+#[test]
+fn a_waiting_login_ends_with_sleep() {
+    scenario("machine-waiting-sleep", |logs| {
+        let mut scene = Scene::with(logs, "offline = \"local\"", true)?;
+        scene.let_it_sleep()?;
+        scene.world.server.kill()?;
+        let own = password("USER-A");
+        set_local_password(&scene, own)?;
+        scene.machine.console().log_in("USER-A", &[("PIN: ", PIN), ("assword: ", own)])?;
+        let waiting = wait::until("a login that waits", LIMIT, || waits(&scene))?;
+        scene.machine.run("systemctl", &["suspend"])?.ok()?;
+        wait::for_true("the machine to have slept", LIMIT, || scene.machine.path("/run/slept").exists())
+            .with_context(|| scene.machine.journal("systemd-logind"))?;
+        // The processes of the moment, written by what stands in for the sleep.
+        let slept = fs::read_to_string(scene.machine.path("/run/slept-beside"))?;
+        ensure!(slept.contains("systemd") && !slept.contains("waiting-login"), "process {waiting} slept, too: {slept}");
+        ensure!(scene.state()? == "suspended" && waits(&scene).is_none(), "{}", scene.machine.journal("cugd"));
+        scene.machine.console().log_out()
     });
 }
 

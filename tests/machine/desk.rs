@@ -11,12 +11,13 @@ use std::path::Path;
 
 impl Scene {
     /// Puts the card that was pulled back into the reader.
-    fn put_back(&mut self, card: cug_tests::card::PivCard) -> anyhow::Result<()> {
+    pub fn put_back(&mut self, card: cug_tests::card::PivCard) -> anyhow::Result<()> {
         self.card = Some(self.machine.insert(card)?);
         Ok(())
     }
 
-    fn pull(&mut self) -> anyhow::Result<cug_tests::card::PivCard> {
+    /// Pulls it.
+    pub fn pull(&mut self) -> anyhow::Result<cug_tests::card::PivCard> {
         Ok(self.card.take().context("no card")?.pull())
     }
 
@@ -28,7 +29,8 @@ impl Scene {
         Ok(status["sessions"][0].take())
     }
 
-    fn state(&self) -> anyhow::Result<String> {
+    /// Its state.
+    pub fn state(&self) -> anyhow::Result<String> {
         Ok(self.session()?["state"].as_str().unwrap_or_default().to_owned())
     }
 
@@ -52,7 +54,7 @@ impl Scene {
     }
 
     /// The others know of this terminal again.
-    fn wait_open(&self) -> anyhow::Result<()> {
+    pub fn wait_open(&self) -> anyhow::Result<()> {
         wait::for_true("the tunnel to be back", LIMIT, || self.session().is_ok_and(|session| session["open"] == true))
             .with_context(|| self.machine.journal("cugd"))
     }
@@ -75,11 +77,11 @@ impl Scene {
         text.matches("member=Lock").count()
     }
 
-    /// Makes the machine think that it can sleep; instead of sleeping it writes the list of its interfaces to `/run/slept`.
-    fn let_it_sleep(&self) -> anyhow::Result<()> {
+    /// Makes the machine think that it can sleep; instead of sleeping it writes its interfaces and processes to `/run/slept` and `/run/slept-beside`.
+    pub fn let_it_sleep(&self) -> anyhow::Result<()> {
         let script = "mount -t tmpfs power /sys/power && echo freeze mem >/sys/power/state && echo '[s2idle]' >/sys/power/mem_sleep && \
             mkdir -p /run/systemd/system/systemd-suspend.service.d && \
-            printf '[Service]\\nExecStart=\\nExecStart=/bin/sh -c \"ls /sys/class/net >/run/sleeps; cat /proc/net/dev >>/run/sleeps; mv /run/sleeps /run/slept\"\\n' \
+            printf '[Service]\\nExecStart=\\nExecStart=/bin/sh -c \"ls /sys/class/net >/run/sleeps; cat /proc/net/dev >>/run/sleeps; ps -eo args >/run/slept-beside; mv /run/sleeps /run/slept\"\\n' \
                 >/run/systemd/system/systemd-suspend.service.d/test.conf && systemctl daemon-reload";
         self.machine.run("sh", &["-c", script])?.ok().map(drop)
     }

@@ -3,8 +3,12 @@
 mod away;
 mod console;
 mod desk;
+mod desktop;
+mod greetd;
 mod greeter;
 mod installed;
+mod locker;
 mod older;
+mod polkit;
 mod programs;
 mod scene;

@@ -4,6 +4,8 @@ use anyhow::{Context, ensure};
 use cug_tests::card::{InReader, PIN};
 use cug_tests::login::Login;
 use cug_tests::machine::{Machine, Options, SUITE};
+use cug_tests::memory::{self, Pattern};
+use cug_tests::probe::NetState;
 use cug_tests::wait;
 use cug_tests::world::{World, password};
 use std::path::Path;
@@ -82,6 +84,43 @@ impl Scene {
     pub fn closed(&self) -> anyhow::Result<()> {
         self.machine.wait_no_tunnel(LIMIT)?;
         self.unregistered()
+    }
+
+    /// Waits until logind knows of no session of USER-A.
+    pub fn no_os_session(&self) -> anyhow::Result<()> {
+        let none = || self.machine.logind_users().is_ok_and(|users| !users.contains(&"USER-A".to_owned()));
+        wait::for_true("the end of the OS session", LIMIT, none).with_context(|| self.machine.journal("systemd-logind"))
+    }
+
+    /// All that a session can leave behind on the machine: in the network and in the files of the daemon and of names.
+    pub fn residue(&self) -> anyhow::Result<(NetState, String)> {
+        let files = self.machine.run("sh", &["-c", "ls -A /run/cugd; cat /etc/hosts /etc/resolv.conf"])?;
+        Ok((NetState::of(self.machine.space())?, files.out))
+    }
+
+    /// Waits until nothing is there that was not `before`; then cugd and the card's service hold nothing of what was typed, either.
+    pub fn nothing_left(&self, before: &(NetState, String)) -> anyhow::Result<()> {
+        let mut left = String::new();
+        wait::for_true("a clean machine", LIMIT, || {
+            let Ok((network, files)) = self.residue() else { return false };
+            let beyond = network.beyond(&before.0);
+            left = format!("{beyond:?}\n{files}");
+            beyond.is_empty() && files == before.1
+        })
+        .with_context(|| left)?;
+        let status = self.machine.run("cugctl", &["status", "--json"])?;
+        let status: serde_json::Value = serde_json::from_str(&status.out)?;
+        ensure!(status["leftovers"] == 0, "{status}");
+        let mut pin = PIN.as_bytes().to_vec();
+        // As it goes to the card.
+        pin.resize(8, 0xff);
+        let typed = [Pattern::new("password", password("USER-A").as_bytes()), Pattern::new("PIN", &pin)];
+        for program in ["cugd", "pcscd"] {
+            let process = self.machine.process(program)?;
+            let found = memory::find(process, &typed)?;
+            ensure!(found.is_empty(), "{program} holds {found:#?}");
+        }
+        Ok(())
     }
 
     /// Whether the server has a session of USER-A.

@@ -16,6 +16,7 @@
 //! * [`probe`]: who reaches whom, and what a host has left over.
 //! * [`capture`]: what crossed the LAN.
 //! * [`flow`]: traffic that goes on while something happens, and how long it was interrupted.
+//! * [`gate`]: a file that a program's threads do not get to for a while.
 //! * [`memory`]: what a process holds in its memory.
 //! * [`script`]: a terminal and a server that follow a script instead of the protocol.
 //! * [`world`]: the patent's example: one server, four terminals, four users, two groups.
@@ -30,6 +31,7 @@ pub mod capture;
 pub mod card;
 pub mod doctor;
 pub mod flow;
+pub mod gate;
 pub mod guest;
 pub mod installed;
 pub mod lan;

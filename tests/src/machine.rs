@@ -203,6 +203,27 @@ impl Machine {
         self.leader
     }
 
+    /// The only process that runs this program, as this host numbers it.
+    ///
+    /// # Errors
+    /// When there is none, or several.
+    pub fn process(&self, program: &str) -> anyhow::Result<i32> {
+        let name = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == program);
+        let found: Vec<i32> = process::beside(self.leader).into_iter().filter(name).collect();
+        let [pid] = found.as_slice() else { anyhow::bail!("{program} runs as {found:?}") };
+        Ok(*pid)
+    }
+
+    /// The daemon's own process, without those of waiting logins.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn daemon(&self) -> anyhow::Result<i32> {
+        let number = self.run("systemctl", &["show", "-p", "MainPID", "--value", "cugd"])?.ok()?;
+        let own = |pid: &i32| process::own_number(*pid).is_ok_and(|own| own == number.trim());
+        process::beside(self.leader).into_iter().find(own).context("cugd does not run")
+    }
+
     /// Waits until a unit is active.
     ///
     /// # Errors

@@ -34,10 +34,9 @@ fn regions(pid: i32) -> anyhow::Result<Vec<Region>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).with_context(|| format!("process {pid} is gone"))?;
     let region = |line: &str| {
         let mut fields = line.split_whitespace();
-        let (start, end) = fields.next()?.split_once('-')?;
+        let std::ops::Range { start, end } = range(fields.next()?)?;
         let permissions = fields.next()?;
         let name = fields.nth(3).unwrap_or("anonymous").to_owned();
-        let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
         let length = usize::try_from(end - start).ok()?;
         let readable = permissions.starts_with('r') && !name.starts_with("[v") && length <= LARGEST;
         readable.then(|| Region { start, length, name, writable: permissions.contains('w') })
@@ -78,6 +77,37 @@ pub fn find(pid: i32, patterns: &[Pattern]) -> anyhow::Result<Vec<String>> {
         }
     })?;
     Ok(found)
+}
+
+/// Which of the places of [`find`] are in memory that may be swapped.
+///
+/// # Errors
+/// When the process is gone, or the kernel does not say.
+pub fn not_locked(pid: i32, found: &[String]) -> anyhow::Result<Vec<String>> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let mut locked = Vec::new();
+    let mut at = 0..0;
+    for line in maps.lines() {
+        if let Some(range) = line.split_whitespace().next().and_then(range) {
+            at = range;
+        } else if let Some(flags) = line.strip_prefix("VmFlags:")
+            && flags.split_whitespace().any(|flag| flag == "lo")
+        {
+            locked.push(at.clone());
+        }
+    }
+    let loose = |place: &&String| {
+        let address = place.split_once(" at 0x").and_then(|(_, rest)| rest.split(' ').next());
+        let address = address.and_then(|address| u64::from_str_radix(address, 16).ok());
+        !address.is_some_and(|address| locked.iter().any(|range| range.contains(&address)))
+    };
+    Ok(found.iter().filter(loose).cloned().collect())
+}
+
+/// The first field of a line of /proc/PID/maps.
+fn range(field: &str) -> Option<std::ops::Range<u64>> {
+    let (start, end) = field.split_once('-')?;
+    Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
 }
 
 /// Looks for 32 bytes in the writable memory of the process for which `is_it` holds, among those that look random.

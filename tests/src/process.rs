@@ -215,6 +215,31 @@ pub fn kill_tree(pid: i32) {
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
+/// All processes in the PID namespace of `pid`, as this machine numbers them.
+pub fn beside(pid: i32) -> Vec<i32> {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let own = namespace(pid);
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| namespace(*pid) == own).collect()
+}
+
+/// The login that waits for a server (`cugd waiting-login`) among these.
+pub fn waiting_login(processes: &[i32]) -> Option<i32> {
+    processes.iter().copied().find(|pid| {
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| crate::memory::contains(&line, b"waiting-login"))
+    })
+}
+
+/// Its number in its own PID namespace.
+///
+/// # Errors
+/// When it is gone.
+pub fn own_number(pid: i32) -> anyhow::Result<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).context("NSpid")?;
+    numbers.split_whitespace().last().map(str::to_owned).context("no number")
+}
+
 /// A child process of `parent`, if it has one.
 pub fn child_of(parent: i32) -> Option<i32> {
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
