@@ -5,7 +5,7 @@ use cug_tests::accounts::ROOT_PASSWORD;
 use cug_tests::installed::{NEW, OLD, install, shell};
 use cug_tests::machine::Machine;
 use rusqlite::Connection;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The database that the first version of the server made; a unit test holds this file to what it was.
 const FIRST: &str = include_str!("../../cug-server/src/store/sqlite/schema-1.sql");
@@ -17,14 +17,9 @@ const DATABASE: &str = "/var/lib/cug-server/cug.db";
 pub fn upgraded_from_the_first(server: &Machine) -> anyhow::Result<()> {
     install(server, &["cug-server"], OLD)?;
     shell(server, "systemctl stop cug-server")?;
-    let file = server.path(DATABASE);
     let first = server.space().logs().join("first.db");
-    as_the_first_version(&file, &first)?;
-    for log in ["-wal", "-shm"] {
-        let _none_after_a_clean_stop = std::fs::remove_file(server.path(format!("{DATABASE}{log}")));
-    }
-    // Into the same file, which has its owner and mode.
-    std::fs::write(&file, std::fs::read(&first)?)?;
+    as_the_first_version(&taken_out(server)?, &first)?;
+    put_back(server, &first)?;
     // The audit was not chained yet.
     std::fs::remove_file(server.path("/var/lib/cug-server/keys/audit.key"))?;
     let says = shell(server, "cug-server check || true")?;
@@ -39,6 +34,20 @@ pub fn upgraded_from_the_first(server: &Machine) -> anyhow::Result<()> {
     let begun = shell(server, "cug-server audit --limit 1000")?;
     ensure!(begun.contains("audit-begin"), "{verified}{begun}");
     Ok(())
+}
+
+/// A copy of the database of a server that does not run, where SQLite can open it: it follows no link of /proc.
+fn taken_out(server: &Machine) -> anyhow::Result<PathBuf> {
+    let copy = server.space().logs().join("present.db");
+    let log = server.path(format!("{DATABASE}-wal"));
+    ensure!(std::fs::metadata(log).map_or(0, |log| log.len()) == 0, "the server stopped and left its log");
+    std::fs::copy(server.path(DATABASE), &copy)?;
+    Ok(copy)
+}
+
+/// Into the same file, which has its owner and mode.
+fn put_back(server: &Machine, database: &Path) -> anyhow::Result<()> {
+    Ok(std::fs::write(server.path(DATABASE), std::fs::read(database)?)?)
 }
 
 /// All that the first version had tables and columns for, out of the database `from`, in a database of the first version at `to`.
@@ -70,9 +79,11 @@ fn as_the_first_version(from: &Path, to: &Path) -> anyhow::Result<()> {
 /// makes it serve again.
 pub fn downgraded_below_a_later_one(server: &mut Machine) -> anyhow::Result<()> {
     shell(server, "cug-server backup /root/before.db && systemctl stop cug-server")?;
-    let later = Connection::open(server.path(DATABASE))?;
+    let file = taken_out(server)?;
+    let later = Connection::open(&file)?;
     later.execute_batch("PRAGMA user_version = 1000; PRAGMA wal_checkpoint(TRUNCATE)")?;
     later.close().map_err(|(_, error)| error)?;
+    put_back(server, &file)?;
     let content = std::fs::read(server.path(DATABASE))?;
     install(server, &["cug-server"], OLD)?;
     shell(server, "! systemctl start cug-server")?;
