@@ -124,6 +124,8 @@ fuzz: setup ## what decodes foreign bytes, under libFuzzer for SECONDS=60 each (
 	done
 
 # In release, and beside each other: what is reported are ratios of one run.
+BENCH_PACKAGES := iperf3 wireguard-go ethtool
+bench: PACKAGES += $(BENCH_PACKAGES)
 bench: setup ## what it costs, against its aims (some minutes; ARGS="--quick B5" for a part)
 	@cargo build --locked --release --workspace --bins --lib
 	@$(SUDO) target/release/bench $(ARGS)

@@ -4,8 +4,10 @@
 //! stacks of that runtime's threads, which are wiped when they end, and in its heap blocks, which the allocator wipes; and
 //! ending the runtime ends every task that holds the TUN device, so the kernel removes the interface at that moment.
 
+mod datagrams;
 mod device_file;
 mod engine;
+mod offload;
 
 use std::{
     net::SocketAddr,

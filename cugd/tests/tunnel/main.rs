@@ -150,6 +150,43 @@ fn a_moved_endpoint_keeps_connection_and_session() {
     assert!(pair.b.handshake_age(&public_key(10)).unwrap() >= before, "the session went on");
 }
 
+const MANY: usize = 24 << 20;
+
+/// Sends a lot from A to B and back, and says how long packets were on the average: handed over by the kernel, and given to it.
+fn lengths_of_bulk(pair: &mut Pair, at: &str) -> (u64, u64) {
+    pair.b.ask(&format!("serve {at}"));
+    pair.a.ask(&format!("connect {at}"));
+    let now = |pair: &Pair| ["TX:", "RX:"].map(|direction| pair.a.passed("cug0a0a0a0a0a", direction));
+    let before = now(pair);
+    pair.a.ask(&format!("bulk {MANY}"));
+    let after = now(pair);
+    let [tx, rx] = [0, 1].map(|way| (after[way].0 - before[way].0) / (after[way].1 - before[way].1));
+    (tx, rx)
+}
+
+#[test]
+fn a_stream_passes_in_large_packets_unchanged() {
+    let mut pair = Pair::connected(7);
+    for at in ["100.96.0.2:7000", "[fd00:c6::2]:7000"] {
+        let (tx, rx) = lengths_of_bulk(&mut pair, at);
+        eprintln!("{at}: {tx} bytes a packet from the kernel, {rx} to it");
+        if std::env::var_os("CUG_TEST_BACKEND").is_none() {
+            assert!(tx > 2 * 1420 && rx > 1420, "{at}: {tx}, {rx}");
+        }
+    }
+}
+
+#[test]
+fn a_stream_passes_where_the_kernel_hands_over_no_large_packets() {
+    let mut pair = Pair::connected(7);
+    pair.a.ip("link set cug0a0a0a0a0a gso_max_segs 1");
+    pair.b.ip("link set cug1414141414 gso_max_segs 1");
+    for at in ["100.96.0.2:7000", "[fd00:c6::2]:7000"] {
+        let (tx, _) = lengths_of_bulk(&mut pair, at);
+        assert!(tx <= 1420, "{at}: {tx}");
+    }
+}
+
 #[test]
 fn a_taken_port_is_skipped() {
     let mut pair = Pair::new();

@@ -89,6 +89,7 @@ impl Node {
                 Ok(String::new())
             }
             ["exchange"] => self.exchange().await,
+            ["bulk", size] => self.bulk(size.parse()?).await,
             ["lost"] => {
                 let tunnel = self.tunnel.as_ref().ok_or("no tunnel")?;
                 timeout(Duration::from_secs(10), tunnel.lost()).await?;
@@ -115,6 +116,21 @@ impl Node {
         stream.write_all(b"sixteen bytes ok").await?;
         timeout(Duration::from_secs(10), stream.read_exact(&mut reply)).await??;
         Ok(String::new())
+    }
+
+    /// So many bytes there and back at once, every one of them looked at.
+    async fn bulk(&mut self, size: usize) -> Outcome {
+        let (mut read, mut write) = self.stream.as_mut().ok_or("not connected")?.split();
+        // No part of the stream looks like another, nor like itself some bytes later.
+        let byte = |at: usize| (at as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0];
+        let sent: Vec<u8> = (0..size).map(byte).collect();
+        let mut received = vec![0; size];
+        let both = async { tokio::try_join!(write.write_all(&sent), read.read_exact(&mut received)) };
+        timeout(Duration::from_secs(60), both).await??;
+        match sent.iter().zip(&received).position(|(sent, received)| sent != received) {
+            None => Ok(String::new()),
+            Some(at) => Err(format!("byte {at} is another one").into()),
+        }
     }
 
     async fn on_tunnel(&mut self, words: &[&str]) -> Outcome {

@@ -205,9 +205,15 @@ impl Terminal {
 
     /// Packets that came out of the tunnel `interface`.
     pub fn rx_packets(&self, interface: &str) -> u64 {
+        self.passed(interface, "RX:").1
+    }
+
+    /// Bytes and packets that passed the tunnel `interface` in this direction, as the kernel counts them.
+    pub fn passed(&self, interface: &str, direction: &str) -> (u64, u64) {
         let figures = self.ip(&format!("-s link show {interface}"));
-        let mut lines = figures.lines().skip_while(|line| !line.trim_start().starts_with("RX:")).skip(1);
-        lines.next().and_then(|line| line.split_whitespace().nth(1)).unwrap().parse().unwrap()
+        let mut lines = figures.lines().skip_while(|line| !line.trim_start().starts_with(direction)).skip(1);
+        let mut numbers = lines.next().unwrap().split_whitespace().map(|number| number.parse().unwrap());
+        (numbers.next().unwrap(), numbers.next().unwrap())
     }
 
     /// `count` echo requests, all answered?

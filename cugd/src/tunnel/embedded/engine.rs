@@ -2,19 +2,15 @@
 //!
 //! What gotatun 0.10 needs to be told, found by reading and measuring it: `modify_peer` keeps a session where removing and
 //! adding loses it; only a change of key or port opens the socket; writing holds the lock that packets need, so long lists
-//! go in pieces; `clear_peers` opens the socket anew and is not used; the MTU is read when the TUN device is wrapped.
+//! go in pieces; `clear_peers` opens the socket anew and is not used.
 
-use std::{collections::HashSet, io, net::SocketAddr, os::fd::IntoRawFd, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use cug_proto::secret::Secret;
 use futures_util::future::join_all;
 use gotatun::{
-    device::{self, DefaultDeviceTransports, Device, DeviceBuilder, Peer},
+    device::{self, Device, DeviceBuilder, Peer},
     noise::TimerParams,
-    tun::{
-        tun::{self, AbstractDevice},
-        tun_async_device::TunDevice,
-    },
     x25519,
 };
 use ipnet::IpNet;
@@ -25,10 +21,10 @@ use tokio::{
 };
 use zeroize::Zeroize;
 
-use super::device_file;
+use super::{datagrams::Sockets, device_file, offload};
 use crate::tunnel::{InterfaceName, PeerConfig, PeerStats, PublicKey, Rekey, TunnelError, keepalive_seconds};
 
-type Engine = Device<DefaultDeviceTransports>;
+type Engine = Device<(Sockets, offload::Sender, offload::Receiver)>;
 type Answer<T> = oneshot::Sender<Result<T, TunnelError>>;
 
 /// Peers configured at a time: some 8 ms during which no packet passes.
@@ -102,18 +98,11 @@ pub(super) async fn run(
     }
 }
 
-/// Wraps a TUN device that has its MTU already: gotatun would notice a later change only after seconds.
 async fn create(name: &InterfaceName, mtu: u16) -> Result<Engine, TunnelError> {
     let device = device_file::create(name).map_err(TunnelError::tun)?;
-    let mut config = tun::Configuration::default();
-    config.tun_name(name.as_str()).mtu(mtu).raw_fd(device.into_raw_fd());
-    let mut tun = tun::create_as_async(&config).map_err(|error| match error {
-        tun::Error::Io(source) => TunnelError::tun(source),
-        other => TunnelError::tun(io::Error::other(other)),
-    })?;
-    tun.set_mtu(mtu).map_err(|error| TunnelError::tun(io::Error::other(error)))?;
-    let tun = TunDevice::from_tun_device(tun).map_err(|error| TunnelError::tun(io::Error::other(error)))?;
-    DeviceBuilder::new().with_default_udp().with_ip(tun).build().await.map_err(TunnelError::engine("its start"))
+    let (sender, receiver) = offload::pair(device, mtu);
+    let builder = DeviceBuilder::new().with_udp(Sockets::default()).with_ip_pair(sender, receiver);
+    builder.build().await.map_err(TunnelError::engine("its start"))
 }
 
 async fn serve(engine: &Engine, heard: &mut HashSet<PublicKey>, command: Command) {

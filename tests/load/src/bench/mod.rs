@@ -3,6 +3,8 @@
 mod attached;
 mod directory;
 mod logins;
+mod traffic;
+mod unguarded;
 mod workstation;
 
 use cug_load::figures::Report;
@@ -33,6 +35,7 @@ pub const ALL: &[(&str, Bench)] = &[
     ("B4", |scale, report| Box::pin(logins::run(scale, report))),
     ("B5", |scale, report| Box::pin(attached::run(scale, report))),
     ("B6", |scale, report| Box::pin(attached::work_per_change(scale, report))),
+    ("B7", |scale, report| Box::pin(async move { traffic::run(scale, report) })),
     ("B8", |scale, report| Box::pin(directory::run(scale, report))),
     ("B9", |_, report| Box::pin(async move { workstation::footprint(report) })),
 ];
