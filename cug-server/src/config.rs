@@ -1,6 +1,7 @@
 //! The configuration file: raw as it is written, then valid as it is used.
 
-use crate::policy::password::PasswordRules;
+use crate::{policy::password::PasswordRules, zone};
+use cug_proto::id::ZoneName;
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 use std::{
@@ -53,6 +54,10 @@ pub struct Config {
     pub password_pool: PoolSize,
     /// Every enrolment by code waits for an administrator, whatever its invitation says.
     pub enrol_approval: bool,
+    /// Whose clocks count for hours that name no zone; `None` for the system's.
+    pub time_zone: Option<ZoneName>,
+    /// Whether sessions end when their users' hours do.
+    pub hours_end_sessions: bool,
 }
 
 /// Where metrics and health are told.
@@ -151,6 +156,21 @@ struct Raw {
     password: RawPassword,
     keys: RawKeys,
     metrics: RawMetrics,
+    time_zone: Option<String>,
+    hours: RawHours,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct RawHours {
+    end_sessions: bool,
+}
+
+impl Default for RawHours {
+    /// Hours that a session may outlast are none: who logged in before the end would stay for as long as they like.
+    fn default() -> Self {
+        Self { end_sessions: true }
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -213,6 +233,8 @@ impl Default for Raw {
             connection_burst_per_source: 1000,
             password: RawPassword::default(),
             enrol_approval: false,
+            time_zone: None,
+            hours: RawHours::default(),
         }
     }
 }
@@ -356,8 +378,18 @@ impl Config {
             password_life: (raw.password.expire_days > 0).then(|| i64::from(raw.password.expire_days) * 86_400),
             password_pool: raw.password.pool(),
             enrol_approval: raw.enrol_approval,
+            time_zone: time_zone(raw.time_zone.as_deref()).map_err(|problem| bad("time-zone", problem))?,
+            hours_end_sessions: raw.hours.end_sessions,
         })
     }
+}
+
+/// One that this system knows: said now, and not when somebody logs in.
+fn time_zone(text: Option<&str>) -> Result<Option<ZoneName>, String> {
+    let Some(text) = text else { return Ok(None) };
+    let wrong = |_| format!("has {text:?}, which is not the name of a time zone such as \"Europe/Berlin\"");
+    let name = text.parse().map_err(wrong)?;
+    zone::named(&name).map(|zone| Some(zone.name)).map_err(|error| format!("cannot be used: {error}"))
 }
 
 /// A rotation may take a lease; the next one must not meet it.
@@ -468,6 +500,9 @@ mod tests {
             ("password.expire-days = 40000", "password.expire-days"),
             ("[password]\nqueue = 0", "password.queue"),
             ("[password]\nminimum = 0", "minimum"),
+            ("time-zone = 'Europe/Nowhere'", "time-zone"),
+            ("time-zone = '/etc/localtime'", "time-zone"),
+            ("[hours]\nend-session = true", "end-session"),
             ("connection-burst-per-source = 0", "connection-burst-per-source"),
         ] {
             let error = error(text);
@@ -492,6 +527,16 @@ mod tests {
         }
         // A value that became impossible through another one.
         assert!(error("heartbeat-seconds = 100").contains("lease-seconds"));
+    }
+
+    #[test]
+    fn a_time_zone_must_be_one() {
+        let config = Config::parse("time-zone = 'europe/berlin'\n[hours]\nend-sessions = false", Path::new("x")).unwrap();
+        assert_eq!(config.time_zone.unwrap().as_str(), "Europe/Berlin");
+        assert!(!config.hours_end_sessions);
+        let config = Config::parse("", Path::new("x")).unwrap();
+        assert!(config.time_zone.is_none() && config.hours_end_sessions);
+        assert!(error("time-zone = 'Europe/Nowhere'").contains("tzdata"));
     }
 
     #[test]

@@ -81,6 +81,7 @@ impl Server {
             let (store, keys, hub) = (store.clone(), keys.clone(), handle.clone());
             tasks.spawn(hub::schedule::run(store, keys, hub, every, stopped.clone()));
         }
+        tasks.spawn(hub::closing::run(store.clone(), config.clone(), handle.clone(), stopped.clone()));
         tasks.spawn(watch_tls(keys.clone(), stopped.clone()));
         tasks.spawn(health::feed_watchdog(health, stopped.clone()));
         let admins = admin::AdminService::new(store, keys, config, Some(handle));

@@ -86,7 +86,7 @@ async fn a_new_password_where_there_must_be_none_and_none_where_there_must_be() 
 async fn a_password_that_must_be_changed_opens_nothing_until_it_is() {
     let server = TestServer::start("").await;
     let [a, ..] = server.patent().await;
-    set(&server, &a, UserSettings { must_change: Some(true), expires: None }).await;
+    set(&server, &a, UserSettings { must_change: Some(true), ..UserSettings::default() }).await;
     assert!(info(&server, &a).await.must_change);
     for purpose in [Purpose::Open, Purpose::Verify] {
         let attempt = Attempt { purpose, ..a.attempt() };
@@ -133,15 +133,15 @@ async fn passwords_expire_with_age() {
 async fn an_account_that_has_expired_is_told_so_with_the_right_password_only() {
     let server = TestServer::start("").await;
     let [a, ..] = server.patent().await;
-    set(&server, &a, UserSettings { must_change: None, expires: Some(Some(clock::unix_now() - 1)) }).await;
+    set(&server, &a, UserSettings { expires: Some(Some(clock::unix_now() - 1)), ..UserSettings::default() }).await;
     assert!(info(&server, &a).await.expired);
     assert_eq!(denied(a.attempt().run(&server).await), DenyReason::Expired);
     let wrong = Attempt { password: "wrong!".into(), ..a.attempt() };
     assert_eq!(denied(wrong.run(&server).await), DenyReason::WrongPassword);
     assert_eq!(denied(change(&a, Purpose::ChangePassword, "new-passwd").run(&server).await), DenyReason::Expired);
-    set(&server, &a, UserSettings { must_change: None, expires: Some(Some(clock::unix_now() + 1000)) }).await;
+    set(&server, &a, UserSettings { expires: Some(Some(clock::unix_now() + 1000)), ..UserSettings::default() }).await;
     a.log_in(&server).await;
-    set(&server, &a, UserSettings { must_change: None, expires: Some(None) }).await;
+    set(&server, &a, UserSettings { expires: Some(None), ..UserSettings::default() }).await;
     a.log_in(&server).await;
 }
 

@@ -52,7 +52,7 @@ async fn a_deleted_user_is_gone_everywhere_but_in_the_audit() {
     ta.peers().await;
     let (_, before) = shown(&server, "VPN1").await;
     server.done(Request::UserDelete(user("USER-A"))).await;
-    assert!(matches!(ta.next().await, ServerMessage::End(EndReason::Disabled)));
+    assert!(matches!(ta.next().await, ServerMessage::End(EndReason::Disabled(None))));
     assert_eq!(tb.peers().await.gone, [user("USER-A")]);
     assert_eq!(tb.take_key().await.epoch, 2, "the group's key changes");
     assert!(refused(&server, Request::UserShow(user("USER-A"))).await.contains("no user USER-A"));

@@ -164,7 +164,7 @@ async fn administrators_end_sessions() {
     let fingerprint: String = c.fingerprint.iter().map(|x| format!("{x:02x}")).collect();
     for (person, request, expected) in [
         (&a, Request::SessionEnd(a.user.clone()), EndReason::Administrator),
-        (&b, Request::UserDisable(b.user.clone()), EndReason::Disabled),
+        (&b, Request::UserDisable(b.user.clone()), EndReason::Disabled(None)),
         (&c, Request::CardRevoke(fingerprint), EndReason::CardRevoked),
         (&d, Request::GroupLeave("VPN2".parse().unwrap(), d.user.clone()), EndReason::NoGroup),
     ] {

@@ -58,8 +58,9 @@ async fn sample(server: &TestServer, attempt: &Attempt) -> [Duration; 2] {
 async fn the_clock_does_not_tell_who_exists() {
     let mut server = TestServer::start("connections-per-second-per-source = 0").await;
     let [a, b, c, d] = server.patent().await;
-    // Those who cannot log in are there too: locked, expired, without a password.
-    let day = cug_server::store::UserSettings { must_change: Some(true), expires: Some(Some(1)) };
+    // Those who cannot log in are there too: locked, expired, outside of their hours, without a password.
+    let hours = Some("Mon 00:00-00:01 in Europe/Berlin".parse().ok());
+    let day = cug_server::store::UserSettings { must_change: Some(true), expires: Some(Some(1)), hours };
     server.done(cug_server::admin::Request::UserSet(c.user.clone(), day)).await;
     server.stop().await;
     let store = cug_server::admin::open_store(

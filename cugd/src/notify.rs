@@ -47,6 +47,8 @@ pub fn note(notice: &Notice) -> Option<Note> {
                     "The card was removed. Log in or unlock with it to come back.".to_owned()
                 }
                 (SessionEnd::Removed, _) => "The administrator ended the session.".to_owned(),
+                (SessionEnd::Expired, _) => "Your account has expired; ask the administrator.".to_owned(),
+                (SessionEnd::OutsideHours, _) => "The hours at which you may be logged in have ended.".to_owned(),
                 (SessionEnd::LeaseOver, _) => "The management server was away for too long. Log in again.".to_owned(),
                 (SessionEnd::TunnelFailed, _) => {
                     "The tunnel failed. Log in again, or ask the administrator.".to_owned()

@@ -168,7 +168,7 @@ fn is_about_the_account(reason: DenyReason) -> bool {
         | DenyReason::NoGroup
         | DenyReason::MustChangePassword
         | DenyReason::Expired
-        | DenyReason::OutsideHours => true,
+        | DenyReason::OutsideHours(_) => true,
     }
 }
 

@@ -97,7 +97,7 @@ pub fn account_code(reason: DenyReason) -> PamResultCode {
         DenyReason::Expired => PamResultCode::PAM_ACCT_EXPIRED,
         DenyReason::MustChangePassword => PamResultCode::PAM_AUTHTOK_EXPIRED,
         DenyReason::WrongPassword | DenyReason::TooManyAttempts(_) => PamResultCode::PAM_AUTH_ERR,
-        DenyReason::Disabled | DenyReason::CardRevoked | DenyReason::NoGroup | DenyReason::OutsideHours => {
+        DenyReason::Disabled | DenyReason::CardRevoked | DenyReason::NoGroup | DenyReason::OutsideHours(_) => {
             PamResultCode::PAM_PERM_DENIED
         }
         DenyReason::BadRequest => PamResultCode::PAM_SYSTEM_ERR,
@@ -133,7 +133,7 @@ mod tests {
             DenyReason::TooManyAttempts(90),
             DenyReason::MustChangePassword,
             DenyReason::Expired,
-            DenyReason::OutsideHours,
+            DenyReason::OutsideHours(None),
             DenyReason::BadRequest,
             DenyReason::NewPassword(PasswordProblem::TooShort(8)),
         ]

@@ -304,6 +304,45 @@ fn an_account_that_has_ended_or_is_disabled_is_refused() {
     });
 }
 
+/// A day of the week that is neither today nor next to it, whatever the time zone.
+fn another_day() -> anyhow::Result<&'static str> {
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed()?.as_secs();
+    // 1970 began on a Thursday.
+    let days = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    let day = usize::try_from((now / 86_400 + 3) % 7)?;
+    days.get(day).copied().ok_or_else(|| anyhow::anyhow!("no such day"))
+}
+
+#[test]
+fn outside_of_the_hours_nobody_gets_in_and_who_is_in_goes_out() {
+    scenario("accounts-hours", |logs| {
+        let world = World::new(logs, 1)?;
+        let _card = world.terminal(1).insert(world.card("USER-A")?)?;
+        let set = |hours: &str| world.server.run(&["user", "set", "USER-A", "--hours", hours]);
+        let closed = format!("{} 08:00-12:00 in UTC", another_day()?);
+        set(&closed)?;
+        let shown = world.server.json(&["user", "show", "USER-A"])?;
+        ensure!(shown["hours"] == closed, "{shown}");
+
+        let script = Script::new("USER-A").password("passwd1");
+        let outside = refused(&world, 1, &script, "08:00-12:00; the next time is on")?;
+        ensure!(outside.code == PERM_DENIED, "{outside:?}");
+        // Told with the right password only.
+        refused(&world, 1, &Script::new("USER-A").password("wrong!"), "password is not right")?;
+
+        set("00:00-24:00")?;
+        let session = world.terminal(1).log_in("USER-A", "passwd1")?;
+        wait_seats(&world, &[("USER-A", 1)])?;
+        set(&closed)?;
+        world.terminal(1).wait_clean(SOON)?;
+        wait_seats(&world, &[])?;
+        ensure!(world.terminal(1).log().contains("the permitted hours have ended"));
+        session.close()?;
+        set("always")?;
+        world.terminal(1).log_in("USER-A", "passwd1")?.close()
+    });
+}
+
 #[test]
 fn wrong_passwords_lock_for_a_while_and_the_administrator_unlocks() {
     scenario("accounts-locked", |logs| {

@@ -108,7 +108,8 @@ pub fn denied_sentence(reason: &DenyReason) -> String {
             "The password must be changed first; please ask the administrator for a new one.".into()
         }
         DenyReason::Expired => "This account has expired; please ask the administrator.".into(),
-        DenyReason::OutsideHours => "This account may not log in at this time of day.".into(),
+        DenyReason::OutsideHours(Some(closed)) => closed.to_string(),
+        DenyReason::OutsideHours(None) => "This account may not log in at this time; please ask the administrator.".into(),
         DenyReason::BadRequest => {
             "The server did not accept this workstation's request; please tell the administrator.".into()
         }

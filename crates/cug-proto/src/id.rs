@@ -85,6 +85,12 @@ name_type!(
     HostName, 64, |_, b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')
 );
 
+name_type!(
+    /// The name of a time zone, such as `Europe/Berlin`. 1 to 64 of `A-Z a-z 0-9 _ + - /`, beginning with a letter; whether there is one of
+    /// that name is another question.
+    ZoneName, 64, |i, b| b.is_ascii_alphabetic() || (i > 0 && (b.is_ascii_digit() || matches!(b, b'_' | b'+' | b'-' | b'/')))
+);
+
 /// A closed group's number at the server; never reused.
 pub type GroupId = u32;
 

@@ -39,6 +39,7 @@
 pub mod enrol;
 pub mod envelope;
 pub mod frame;
+pub mod hours;
 pub mod id;
 pub mod kdf;
 pub mod local;

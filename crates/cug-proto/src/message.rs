@@ -4,6 +4,7 @@
 
 use crate::{
     enrol::{EnrolChallenge, EnrolClaim, EnrolCommit, EnrolHello, EnrolKey, EnrolOffer, EnrolReady, EnrolResult},
+    hours::Closed,
     id::{Epoch, GroupId, GroupName, HostName, UserId},
     password::PasswordProblem,
     policy::Policy,
@@ -379,9 +380,10 @@ pub enum DenyReason {
     /// The account has expired.
     #[n(6)]
     Expired,
-    /// Outside the hours at which this user may log in.
+    /// Outside the hours at which this user may log in, and which these are. A terminal of before there was the field does not look at it; without
+    /// it the server could not find out what time it is for this user.
     #[n(7)]
-    OutsideHours,
+    OutsideHours(#[n(0)] Option<Closed>),
     /// Two unequal user IDs, or a key that is not one: a terminal that misbehaves.
     #[n(8)]
     BadRequest,
@@ -596,9 +598,9 @@ pub enum EndReason {
     /// An administrator ended it.
     #[n(2)]
     Administrator,
-    /// The account was disabled or deleted.
+    /// The account was disabled or deleted, or its time is over: see the field, at which a terminal of before there was one does not look.
     #[n(3)]
-    Disabled,
+    Disabled(#[n(0)] Option<Lapse>),
     /// The card was revoked.
     #[n(4)]
     CardRevoked,
@@ -611,4 +613,16 @@ pub enum EndReason {
     /// The terminal did not keep to the protocol.
     #[n(7)]
     Protocol,
+}
+
+/// Whose time is over.
+#[derive(Encode, Decode, Clone, Copy, PartialEq, Eq, Debug)]
+#[cbor(index_only)]
+pub enum Lapse {
+    /// The account has expired.
+    #[n(0)]
+    Expired,
+    /// The hours at which the user may log in have ended.
+    #[n(1)]
+    OutsideHours,
 }

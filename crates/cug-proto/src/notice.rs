@@ -179,6 +179,12 @@ pub enum SessionEnd {
     /// The machine went to sleep.
     #[n(20)]
     Slept,
+    /// The account has expired.
+    #[n(21)]
+    Expired,
+    /// The user's permitted hours have ended.
+    #[n(22)]
+    OutsideHours,
 }
 
 #[cfg(test)]

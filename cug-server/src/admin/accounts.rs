@@ -4,6 +4,7 @@ use super::{AdminService, Password, Reply, service::done};
 use crate::{
     clock,
     service::PasswordPool,
+    zone,
     store::{By, PasswordRecord, Result, StoreError, UserSettings},
 };
 use cug_proto::id::UserId;
@@ -16,7 +17,7 @@ impl AdminService {
         password: &Password,
         settings: &UserSettings,
     ) -> Result<Reply> {
-        self.store.add_user_with(by, user, &self.hash(user, password)?, settings)?;
+        self.store.add_user_with(by, user, &self.hash(user, password)?, &self.complete(settings)?)?;
         Ok(done(format!("user {user} added")))
     }
 
@@ -34,13 +35,25 @@ impl AdminService {
     }
 
     pub(super) fn set_user(&self, by: By<'_>, user: &UserId, settings: &UserSettings) -> Result<Reply> {
-        self.store.set_user(by, user, settings)?;
+        self.store.set_user(by, user, &self.complete(settings)?)?;
         Ok(done(format!("user {user} changed")))
     }
 
     pub(super) fn unlock_user(&self, by: By<'_>, user: &UserId) -> Result<Reply> {
         self.store.unlock_user(by, user)?;
         Ok(done(format!("user {user} may try passwords again at once")))
+    }
+
+    /// Hours with their time zone.
+    fn complete(&self, settings: &UserSettings) -> Result<UserSettings> {
+        let hours = match &settings.hours {
+            Some(Some(rule)) => {
+                let rule = zone::complete(rule, &self.config).map_err(|error| StoreError::Refused(error.to_string()))?;
+                Some(Some(rule))
+            }
+            hours => hours.clone(),
+        };
+        Ok(UserSettings { hours, ..settings.clone() })
     }
 
     /// The record of a password that keeps to the rules.

@@ -57,6 +57,7 @@ impl AdminService {
         });
         if let Some(hub) = &self.hub {
             hub.poke();
+            hub.look();
         }
         reply
     }

@@ -82,7 +82,7 @@ mod tests {
     /// The parser names all keys that it knows; the page must know them too.
     #[test]
     fn the_page_documents_every_key_of_the_configuration() {
-        for table in ["", "[argon2]", "[keys]", "[metrics]", "[password]"] {
+        for table in ["", "[argon2]", "[hours]", "[keys]", "[metrics]", "[password]"] {
             let text = &format!("{table}\nno-such-key = 1");
             let error = crate::config::Config::parse(text, Path::new("x")).map(drop).unwrap_err().to_string();
             let (_, expected) = error.split_once("expected ").unwrap();

@@ -30,6 +30,9 @@ pub(super) fn user(detail: &UserDetail) -> String {
     if detail.user.wrong_passwords > 0 {
         text += &format!("\nwrong passwords since the last right one: {}\n", detail.user.wrong_passwords);
     }
+    if let Some(hours) = &detail.user.hours {
+        text += &format!("\nmay log in: {hours}\n");
+    }
     for part in [
         (!detail.card_list.is_empty()).then(|| cards(&detail.card_list)),
         (!detail.session_list.is_empty()).then(|| sessions(&detail.session_list)),

@@ -8,7 +8,10 @@ use crate::{
     store::UserSettings,
 };
 use anyhow::Result;
-use cug_proto::id::UserId;
+use cug_proto::{
+    hours::{HoursError, Rule},
+    id::UserId,
+};
 use std::process::ExitCode;
 
 #[derive(clap::Subcommand)]
@@ -25,7 +28,7 @@ pub(super) enum Command {
     Enable(User),
     /// Change a user's password; it is asked for
     SetPassword(SetPassword),
-    /// Set when an account ends, and whether its password must be changed
+    /// Set when an account ends, when its user may log in, and whether its password must be changed
     Set(Set),
     /// Forget wrong passwords, so that the user need not wait before the next try
     Unlock(User),
@@ -67,6 +70,9 @@ pub(super) struct Add {
     /// Last day (UTC) on which the user may log in
     #[arg(long, value_name = "YYYY-MM-DD", value_parser = last_day)]
     expires: Option<UnixTime>,
+    /// When the user may log in, as "Mon-Fri 07:00-19:00; Sat 08:00-12:00"
+    #[arg(long, value_name = "HOURS", value_parser = hours)]
+    hours: Option<Permitted>,
 }
 
 #[derive(clap::Args)]
@@ -88,6 +94,17 @@ pub(super) struct Set {
     /// The password must be changed at the next login, or need not be any more
     #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
     must_change: Option<bool>,
+    /// When the user may log in, as "Mon-Fri 07:00-19:00; Sat 08:00-12:00", or "always"
+    #[arg(long, value_name = "HOURS|always", value_parser = hours)]
+    hours: Option<Permitted>,
+}
+
+/// When a user may log in; `None` for always.
+#[derive(Clone)]
+struct Permitted(Option<Rule>);
+
+fn hours(text: &str) -> Result<Permitted, HoursError> {
+    if text == "always" { Ok(Permitted(None)) } else { text.parse().map(|rule| Permitted(Some(rule))) }
 }
 
 /// When an account ends.
@@ -122,7 +139,11 @@ impl Command {
             Self::Add(add) => Request::UserAdd {
                 password: prompt::new_password(add.with.password_stdin, &add.with.user.user)?,
                 user: add.with.user.user,
-                settings: UserSettings { must_change: add.must_change.then_some(true), expires: add.expires.map(Some) },
+                settings: UserSettings {
+                    must_change: add.must_change.then_some(true),
+                    expires: add.expires.map(Some),
+                    hours: add.hours.map(|hours| hours.0),
+                },
             },
             Self::SetPassword(set) => Request::UserSetPassword {
                 password: prompt::new_password(set.with.password_stdin, &set.with.user.user)?,
@@ -131,7 +152,11 @@ impl Command {
             },
             Self::Set(set) => Request::UserSet(
                 set.user.user,
-                UserSettings { must_change: set.must_change, expires: set.expires.map(|expires| expires.0) },
+                UserSettings {
+                    must_change: set.must_change,
+                    expires: set.expires.map(|expires| expires.0),
+                    hours: set.hours.map(|hours| hours.0),
+                },
             ),
             Self::Unlock(user) => Request::UserUnlock(user.user),
             Self::List => Request::UserList,

@@ -3,6 +3,7 @@
 //! Its only source is [`Store::changes_since`]; whoever writes to the store pokes it. The work for a change is proportional to the
 //! groups concerned (P11). A terminal whose queue is full is dropped: it attaches again and gets what it missed.
 
+pub mod closing;
 mod leases;
 mod rotation;
 pub mod schedule;
@@ -67,6 +68,7 @@ pub struct HubUnavailable;
 pub struct HubHandle {
     commands: mpsc::UnboundedSender<Command>,
     changed: Arc<Notify>,
+    look: Arc<Notify>,
     metrics: Metrics,
 }
 
@@ -74,6 +76,16 @@ impl HubHandle {
     /// The store changed.
     pub fn poke(&self) {
         self.changed.notify_one();
+    }
+
+    /// A session may have to end sooner than was known: see [`closing`].
+    pub fn look(&self) {
+        self.look.notify_one();
+    }
+
+    /// Waits for [`HubHandle::look`].
+    pub(super) async fn look_wanted(&self) {
+        self.look.notified().await;
     }
 
     /// Subscribes a terminal whose proof was right; an earlier connection of the session is dropped. `None` when the session is over.
@@ -164,7 +176,7 @@ impl Hub {
         for group in rotating {
             hub.begin_rotation(group, now).await?;
         }
-        Ok((hub, HubHandle { commands: sender, changed, metrics }))
+        Ok((hub, HubHandle { commands: sender, changed, look: Arc::default(), metrics }))
     }
 
     /// Runs until nobody holds a [`HubHandle`] any more.

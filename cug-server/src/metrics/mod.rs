@@ -261,7 +261,7 @@ fn denied(reason: DenyReason) -> &'static str {
         DenyReason::TooManyAttempts(_) => "too-many-attempts",
         DenyReason::MustChangePassword => "must-change-password",
         DenyReason::Expired => "expired",
-        DenyReason::OutsideHours => "outside-hours",
+        DenyReason::OutsideHours(_) => "outside-hours",
         DenyReason::BadRequest => "bad-request",
         DenyReason::NewPassword(_) => "new-password-refused",
     }

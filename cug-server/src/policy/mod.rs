@@ -1,10 +1,12 @@
 //! Decisions, pure: what the store knows and what time it is come in, a verdict goes out.
 
+pub mod hours;
 pub mod overlay;
 pub mod password;
 
 use crate::{clock::UnixTime, store::Account};
 use cug_proto::message::DenyReason;
+use hours::Standing;
 
 /// Wrong passwords that cost nothing.
 const FREE_FAILURES: u32 = 3;
@@ -26,7 +28,8 @@ pub fn admit(card_revoked: bool, account: &Account, now: UnixTime) -> Result<(),
     }
 }
 
-/// With the right password: may this user have what was asked for? `groups` is `None` where none is needed.
+/// With the right password: may this user have what was asked for? `groups` is `None` where none is needed,
+/// `standing` where there are no hours to keep to.
 ///
 /// # Errors
 /// Why not.
@@ -34,6 +37,7 @@ pub fn authorise(
     account: &Account,
     password_right: bool,
     groups: Option<usize>,
+    standing: Option<&Standing>,
     now: UnixTime,
 ) -> Result<(), DenyReason> {
     if !password_right {
@@ -42,6 +46,8 @@ pub fn authorise(
         Err(DenyReason::Disabled)
     } else if account.expires.is_some_and(|expires| now >= expires) {
         Err(DenyReason::Expired)
+    } else if let Some(refusal) = standing.and_then(Standing::refusal) {
+        Err(refusal)
     } else if groups == Some(0) {
         Err(DenyReason::NoGroup)
     } else {
@@ -71,7 +77,7 @@ mod tests {
 
     fn account(failures: u32, last_failure: UnixTime, disabled: bool) -> Account {
         let password = PasswordRecord { salt: [0; 16], hash: [0; 32], memory_kib: 8, iterations: 1, lanes: 1 };
-        Account { password, disabled, failures, last_failure, password_set: 0, must_change: false, expires: None }
+        Account { password, disabled, failures, last_failure, password_set: 0, must_change: false, expires: None, hours: None }
     }
 
     #[test]
@@ -81,22 +87,37 @@ mod tests {
 
     #[test]
     fn whether_an_account_is_disabled_is_told_only_with_the_right_password() {
-        assert_eq!(authorise(&account(0, 0, true), false, Some(0), 0), Err(DenyReason::WrongPassword));
-        assert_eq!(authorise(&account(0, 0, true), true, Some(1), 0), Err(DenyReason::Disabled));
-        assert_eq!(authorise(&account(0, 0, false), true, Some(0), 0), Err(DenyReason::NoGroup));
-        assert_eq!(authorise(&account(0, 0, false), true, Some(1), 0), Ok(()));
-        assert_eq!(authorise(&account(0, 0, false), true, None, 0), Ok(()));
+        assert_eq!(authorise(&account(0, 0, true), false, Some(0), None, 0), Err(DenyReason::WrongPassword));
+        assert_eq!(authorise(&account(0, 0, true), true, Some(1), None, 0), Err(DenyReason::Disabled));
+        assert_eq!(authorise(&account(0, 0, false), true, Some(0), None, 0), Err(DenyReason::NoGroup));
+        assert_eq!(authorise(&account(0, 0, false), true, Some(1), None, 0), Ok(()));
+        assert_eq!(authorise(&account(0, 0, false), true, None, None, 0), Ok(()));
     }
 
     #[test]
     fn an_account_ends_at_its_time_and_a_password_too() {
         let account = Account { expires: Some(100), password_set: 50, ..account(0, 0, false) };
-        assert_eq!(authorise(&account, true, Some(1), 99), Ok(()));
-        assert_eq!(authorise(&account, true, Some(1), 100), Err(DenyReason::Expired));
-        assert_eq!(authorise(&account, false, Some(1), 100), Err(DenyReason::WrongPassword));
+        assert_eq!(authorise(&account, true, Some(1), None, 99), Ok(()));
+        assert_eq!(authorise(&account, true, Some(1), None, 100), Err(DenyReason::Expired));
+        assert_eq!(authorise(&account, false, Some(1), None, 100), Err(DenyReason::WrongPassword));
         assert!(!must_change(&account, None, i64::MAX));
         assert!(!must_change(&account, Some(10), 59) && must_change(&account, Some(10), 60));
         assert!(must_change(&Account { must_change: true, ..account }, None, 0));
+    }
+
+    #[test]
+    fn the_hours_are_told_with_the_right_password_only_and_after_what_lasts_longer() {
+        let (account, expired) = (account(0, 0, false), Account { expires: Some(100), ..account(0, 0, false) });
+        let verdict = |account, right, standing: &Standing| authorise(account, right, Some(1), Some(standing), 100);
+        assert_eq!(verdict(&account, false, &Standing::Unknown), Err(DenyReason::WrongPassword));
+        assert_eq!(verdict(&account, true, &Standing::Unknown), Err(DenyReason::OutsideHours(None)));
+        assert_eq!(verdict(&account, true, &Standing::Open(None)), Ok(()));
+        assert_eq!(verdict(&expired, true, &Standing::Unknown), Err(DenyReason::Expired));
+        assert_eq!(
+            authorise(&account, true, Some(0), Some(&Standing::Unknown), 100),
+            Err(DenyReason::OutsideHours(None)),
+            "who may not be here now need not be told of groups"
+        );
     }
 
     proptest! {

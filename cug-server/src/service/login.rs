@@ -11,14 +11,17 @@
 
 use super::{Service, password::PasswordError};
 use crate::{
-    clock, policy,
+    clock,
+    policy::{self, hours::Standing},
     store::{
         Account, GroupKey, LoginFacts, LoginRefused, NewSession, PasswordRecord, Result as StoreResult, StoreError,
     },
+    zone,
 };
 use cug_proto::{
     ProtocolError,
     envelope::SealedEnvelope,
+    hours::Rule,
     id::UserId,
     login::{self, BoundTranscript, LoginKeys, OutcomeBinding, Transcript},
     message::{
@@ -157,6 +160,7 @@ impl Service {
         match self.store(move |s| s.register(&session, clock::unix_now())).await {
             Ok(true) => {
                 self.hub.expect(session, clock::monotonic() + self.config.attach);
+                self.hub.look();
                 Ok(())
             }
             Ok(false) => Err(ProtocolError::NotAuthentic),
@@ -230,7 +234,16 @@ impl Service {
         let _counted = self.metrics.password_check();
         let right = self.passwords.verify(credentials.password.duplicate(), account.password.clone()).await?;
         let groups = (credentials.purpose != Purpose::ChangePassword).then_some(groups);
-        Ok(policy::authorise(&account, right, groups, clock::unix_now()).map(|()| account))
+        let standing = self.standing(account.hours.as_ref().filter(|_| right)).await?;
+        Ok(policy::authorise(&account, right, groups, standing.as_ref(), clock::unix_now()).map(|()| account))
+    }
+
+    /// How it is with the user's hours. Not asked before the password is known to be right, so that nobody else can tell who has any (P4).
+    async fn standing(&self, rule: Option<&Rule>) -> Result<Option<Standing>, Stop> {
+        let Some(rule) = rule.cloned() else { return Ok(None) };
+        let (config, now) = (self.config.clone(), clock::unix_now());
+        let standing = tokio::task::spawn_blocking(move || zone::standing(&rule, &config, now));
+        Ok(Some(standing.await.map_err(|error| Stop::Unavailable(fault(error)))?))
     }
 
     /// S25: a session with the keys of all the user's groups.
@@ -359,7 +372,8 @@ fn reason_text(reason: DenyReason) -> &'static str {
         DenyReason::TooManyAttempts(_) => "too many wrong passwords",
         DenyReason::MustChangePassword => "password must be changed",
         DenyReason::Expired => "account expired",
-        DenyReason::OutsideHours => "outside of hours",
+        DenyReason::OutsideHours(Some(_)) => "outside of hours",
+        DenyReason::OutsideHours(None) => "time zone of the hours cannot be used",
         DenyReason::BadRequest => "terminal misbehaves",
         DenyReason::NewPassword(_) => "new password breaks a rule",
     }

@@ -87,6 +87,13 @@ pub trait Store: Send + Sync {
     fn announce(&self, session: &SessionId, place: &Place<'_>, now: UnixTime) -> Result<bool>;
     /// Ends a session. `false` when there is no such session.
     fn end_session(&self, session: &SessionId, ending: &Ending<'_>) -> Result<bool>;
+    /// Sessions that must be looked at now, some hundreds at most, and when the next one must be: an account expires, or permitted hours end.
+    fn watched(&self, now: UnixTime) -> Result<(Vec<Watched>, Option<UnixTime>)>;
+    /// What was found about them. Where an administrator has set something else meanwhile, nothing is done, and the session is looked at again.
+    /// Answers how many sessions ended.
+    fn found(&self, found: &[(Watched, Found)], now: UnixTime) -> Result<usize>;
+    /// All sessions whose users' time may end are to be looked at now: zones, the clock or the configuration may have changed.
+    fn watch_again(&self) -> Result<()>;
     /// These sessions sent a heartbeat.
     fn seen(&self, sessions: &[SessionId], now: UnixTime) -> Result<()>;
     /// The pending epoch becomes the active one; older keys are deleted.

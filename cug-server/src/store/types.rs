@@ -4,7 +4,8 @@ use super::{Result, StoreError};
 use crate::{clock::UnixTime, policy::overlay};
 use cug_proto::{
     id::{Epoch, GroupId, GroupName, HostName, UserId},
-    message::{EndReason, Fingerprint, GroupGrant, GroupPort, Peer, SessionId, WgPublicKey},
+    hours::Rule,
+    message::{EndReason, Fingerprint, GroupGrant, GroupPort, Lapse, Peer, SessionId, WgPublicKey},
     policy::{Allow, Policy},
     secret::Secret,
 };
@@ -38,10 +39,12 @@ pub struct Account {
     pub must_change: bool,
     /// From then on nobody logs in here.
     pub expires: Option<UnixTime>,
+    /// When the user may log in, if not always.
+    pub hours: Option<Rule>,
 }
 
 /// What an administrator sets of a user; `None` leaves it as it is.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct UserSettings {
     /// The password must be changed at the next login.
     #[serde(default)]
@@ -49,11 +52,36 @@ pub struct UserSettings {
     /// From then on nobody logs in; `Some(None)` for never.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "given")]
     pub expires: Option<Option<UnixTime>>,
+    /// When the user may log in; `Some(None)` for always.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "given")]
+    pub hours: Option<Option<Rule>>,
 }
 
 /// A field that is there, and perhaps null, as against one that is missing.
-fn given<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<Option<UnixTime>>, D::Error> {
+fn given<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<Option<T>>, D::Error> {
     Deserialize::deserialize(deserializer).map(Some)
+}
+
+/// A session that must be looked at, with what it depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watched {
+    /// Which.
+    pub session: SessionId,
+    /// When its user's account ends.
+    pub expires: Option<UnixTime>,
+    /// When its user may be logged in, as it is stored.
+    pub hours: Option<String>,
+}
+
+/// What was found about a [`Watched`] session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Its time is over; the reason is for the audit.
+    Over(Lapse, &'static str),
+    /// Look again then, or never.
+    Again(Option<UnixTime>),
 }
 
 /// Argon2id of a password, with its cost. All zero for an account that has no password: see [`PasswordRecord::none`].
@@ -333,6 +361,9 @@ pub struct UserInfo {
     /// That time has come.
     #[serde(default)]
     pub expired: bool,
+    /// When the user may log in; `None` for always.
+    #[serde(default)]
+    pub hours: Option<Rule>,
 }
 
 /// Whether a group's members reach only the group.

@@ -124,7 +124,7 @@ fn deed(end: &End, removal: Removal) -> Option<(Deed, bool)> {
         End::Card(_) => Some((deed, true)),
         End::Asleep => Some((Deed::Lock, false)),
         End::Server(
-            EndReason::Displaced(_) | EndReason::Administrator | EndReason::Disabled | EndReason::CardRevoked,
+            EndReason::Displaced(_) | EndReason::Administrator | EndReason::Disabled(_) | EndReason::CardRevoked,
         ) => Some((Deed::Lock, false)),
         End::Server(EndReason::Unknown | EndReason::LeaseExpired | EndReason::NoGroup | EndReason::Protocol)
         | End::LoggedOut

@@ -3,7 +3,7 @@
 use cug_proto::{
     id::UserId,
     local::{Refusal, Reply},
-    message::{ClearReason, EndReason},
+    message::{ClearReason, EndReason, Lapse},
 };
 
 use super::{
@@ -85,6 +85,8 @@ impl End {
             Self::ServerAway => "the management server did not answer in time".to_owned(),
             Self::LeaseOver => "the management server was away for longer than its lease".to_owned(),
             Self::Server(EndReason::Displaced(host)) => format!("the user logged in at {host}"),
+            Self::Server(EndReason::Disabled(Some(Lapse::Expired))) => "the account has expired".to_owned(),
+            Self::Server(EndReason::Disabled(Some(Lapse::OutsideHours))) => "the permitted hours have ended".to_owned(),
             Self::Asleep => "the machine goes to sleep".to_owned(),
             Self::NotTheSame(why) => format!("the unlocking was not confirmed ({why})"),
             Self::Server(reason) => format!("the management server ended it ({reason:?})"),

@@ -10,7 +10,7 @@ use std::{
 use cug_proto::{
     id::{Epoch, GroupId, GroupName, HostName, UserId},
     local::{LeaderStatus, NamesStatus},
-    message::{EndReason, Peer, WgPublicKey},
+    message::{EndReason, Lapse, Peer, WgPublicKey},
     notice::{Happening, Notice, Seat, SessionEnd},
 };
 
@@ -194,6 +194,8 @@ fn reason(end: &End) -> SessionEnd {
             SessionEnd::LeaseOver
         }
         End::Server(EndReason::Displaced(_)) => SessionEnd::Displaced,
+        End::Server(EndReason::Disabled(Some(Lapse::Expired))) => SessionEnd::Expired,
+        End::Server(EndReason::Disabled(Some(Lapse::OutsideHours))) => SessionEnd::OutsideHours,
         End::Replaced => SessionEnd::Replaced,
         End::Stopped => SessionEnd::Stopped,
         // Neither happens to a session that is open.

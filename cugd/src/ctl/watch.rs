@@ -92,6 +92,8 @@ pub(super) fn end(reason: SessionEnd) -> &'static str {
         SessionEnd::LeaseOver => "the management server was away for too long",
         SessionEnd::TunnelFailed => "the tunnel failed",
         SessionEnd::Replaced => "a newer login takes its place",
+        SessionEnd::Expired => "the account has expired",
+        SessionEnd::OutsideHours => "the permitted hours have ended",
         SessionEnd::Stopped => "the VPN service was stopped",
     }
 }

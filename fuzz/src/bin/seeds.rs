@@ -3,6 +3,7 @@
 use cug_proto::{
     envelope::EnvelopeKey,
     frame,
+    hours::{Closed, Opening, Weekday},
     local::{self, CardBinding, Deliver, MediumBinding, Open, Prepare, ReaderBinding, Refusal, Reply, Request},
     message::*,
     policy::Policy,
@@ -142,6 +143,10 @@ fn server_messages() -> Result<Vec<Vec<u8>>> {
     bodies.push(body(&Outcome::Denied(DenyReason::TooManyAttempts(4)))?);
     bodies.push(body(&group(2, closed()?)?)?);
     bodies.push(body(&credentials()?)?);
+    let next = Weekday::from_monday(0).map(|weekday| Opening { days: 2, weekday, minute: 420 });
+    let closed = Closed { hours: "Mon-Fri 07:00-19:00; Sat 22:00-06:00".parse()?, next, offset: Some(60) };
+    bodies.push(body(&Outcome::Denied(DenyReason::OutsideHours(Some(closed))))?);
+    bodies.push(body(&ServerMessage::End(EndReason::Disabled(Some(Lapse::OutsideHours))))?);
     Ok(bodies)
 }
 

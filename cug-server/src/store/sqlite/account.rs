@@ -1,11 +1,11 @@
 //! What is known of a user's account: the password's record and age, and until when it may be used.
 
-use super::{audit::Entry, *};
+use super::{audit::Entry, row, watch, *};
 use crate::clock::rfc3339;
 
 pub(super) fn account(t: &Transaction<'_>, user: &UserId) -> Result<Option<Account>> {
     Ok(t.prepare_cached(
-        "SELECT salt, hash, memory_kib, iterations, lanes, disabled, failures, last_failure, MAX(password_set, created), must_change, expires
+        "SELECT salt, hash, memory_kib, iterations, lanes, disabled, failures, last_failure, MAX(password_set, created), must_change, expires, hours
          FROM user WHERE name = ?1",
     )?
     .query_row([user.as_str()], |r| {
@@ -24,6 +24,7 @@ pub(super) fn account(t: &Transaction<'_>, user: &UserId) -> Result<Option<Accou
             password_set: r.get(8)?,
             must_change: r.get(9)?,
             expires: r.get(10)?,
+            hours: row::parse_optional(r, 11)?,
         })
     })
     .optional()?)
@@ -103,6 +104,15 @@ fn apply(t: &Transaction<'_>, by: By<'_>, user: &UserId, settings: &UserSettings
         let reason = expires.map_or("account does not expire".into(), |at| format!("account expires {}", rfc3339(at)));
         Entry::new(by, "user-set").user(user.as_str()).reason(&reason).write(t)?;
     }
+    if let Some(hours) = &settings.hours {
+        let hours = hours.as_ref().map(ToString::to_string);
+        t.execute("UPDATE user SET hours = ?2 WHERE name = ?1", params![user.as_str(), hours])?;
+        let reason = format!("may log in {}", hours.as_deref().unwrap_or("always"));
+        Entry::new(by, "user-set").user(user.as_str()).reason(&reason).write(t)?;
+    }
+    if settings.expires.is_some() || settings.hours.is_some() {
+        watch::look_now(t, user)?;
+    }
     Ok(())
 }
 
@@ -135,8 +145,8 @@ mod tests {
         let store = Sqlite::open(&path, &AuditKey::random(&mut crate::clock::rng())).unwrap();
         let account = store.account(&"A".parse().unwrap()).unwrap().unwrap();
         assert_eq!(
-            (account.password_set, account.must_change, account.expires, account.failures),
-            (1000, false, None, 2)
+            (account.password_set, account.must_change, account.expires, account.failures, account.hours),
+            (1000, false, None, 2, None)
         );
         assert!(!account.password.is_none());
         files().iter().for_each(|f| drop(std::fs::remove_file(f)));

@@ -46,7 +46,7 @@ pub(super) fn disable_user(t: &Transaction<'_>, by: By<'_>, user: &UserId, mint:
         t,
         id,
         None,
-        &Ending { event: "session-end", by, reason: "user disabled", tell: Some(EndReason::Disabled) },
+        &Ending { event: "session-end", by, reason: "user disabled", tell: Some(EndReason::Disabled(None)) },
     )?;
     rotate_groups_of(t, by, id, mint)?;
     Entry::new(by, "user-disable").user(user.as_str()).write(t)

@@ -4,7 +4,7 @@ use super::{audit::Entry, *};
 
 pub(super) fn user(t: &Transaction<'_>, by: By<'_>, user: &UserId, mint: Mint<'_>) -> Result<()> {
     let id = user_row(t, user)?;
-    let ending = Ending { event: "session-end", by, reason: "user deleted", tell: Some(EndReason::Disabled) };
+    let ending = Ending { event: "session-end", by, reason: "user deleted", tell: Some(EndReason::Disabled(None)) };
     admin::end_all(t, id, None, &ending)?;
     admin::rotate_groups_of(t, by, id, mint)?;
     let mut query = t.prepare_cached("SELECT fingerprint FROM card WHERE user = ?1 AND revoked IS NULL")?;

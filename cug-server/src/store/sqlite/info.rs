@@ -13,7 +13,7 @@ pub(super) fn setting(t: &Transaction<'_>, name: &str) -> Result<Option<String>>
 const USER: &str = "SELECT u.id, u.name, u.disabled, u.failures, u.created,
         (SELECT COUNT(*) FROM card c WHERE c.user = u.id AND c.revoked IS NULL),
         (SELECT s.source FROM session s WHERE s.user = u.id AND s.state <> 'pending'),
-        u.last_failure, u.memory_kib > 0, MAX(u.password_set, u.created), u.must_change, u.expires
+        u.last_failure, u.memory_kib > 0, MAX(u.password_set, u.created), u.must_change, u.expires, u.hours
      FROM user u";
 
 fn user_info(t: &Transaction<'_>, r: &rusqlite::Row<'_>) -> rusqlite::Result<UserInfo> {
@@ -35,6 +35,7 @@ fn user_info(t: &Transaction<'_>, r: &rusqlite::Row<'_>) -> rusqlite::Result<Use
         must_change: r.get(10)?,
         expires: expires.map(rfc3339),
         expired: expires.is_some_and(|expires| now >= expires),
+        hours: row::parse_optional(r, 12)?,
     })
 }
 

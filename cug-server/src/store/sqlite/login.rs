@@ -43,8 +43,9 @@ pub(super) fn create_session(t: &Transaction<'_>, new: &NewSession<'_>) -> Resul
         account::change_password(t, &new.login, password)?;
     }
     t.prepare_cached(
-        "INSERT INTO session (id, user, card, state, wrapped_secret, wg_public_key, source, host_name, addresses, created, seen)
-         VALUES (?1, ?2, ?3, 'pending', ?4, ?5, ?6, ?7, ?8, ?9, ?9)",
+        "INSERT INTO session (id, user, card, state, wrapped_secret, wg_public_key, source, host_name, addresses, created, seen, look)
+         VALUES (?1, ?2, ?3, 'pending', ?4, ?5, ?6, ?7, ?8, ?9, ?9,
+            (SELECT 0 FROM user WHERE id = ?2 AND (expires IS NOT NULL OR hours IS NOT NULL)))",
     )?
     .execute(params![
         new.id,

@@ -19,6 +19,7 @@ mod seat;
 mod session;
 mod upkeep;
 mod view;
+mod watch;
 
 pub use copy::{Backup, back_up};
 
@@ -187,6 +188,9 @@ delegate! {
     read presence(group: GroupId, users: &[UserId]) -> Vec<Peer> = view::presence;
     read pending_epoch(group: GroupId) -> Option<(Epoch, Vec<SessionId>)> = view::pending_epoch;
     read rotating_groups() -> Vec<GroupId> = view::rotating_groups;
+    read watched(now: UnixTime) -> (Vec<Watched>, Option<UnixTime>) = watch::due;
+    write found(found: &[(Watched, Found)], now: UnixTime) -> usize = watch::found;
+    write watch_again() -> () = watch::again;
     write login_refused(refusal: &LoginRefused<'_>) -> () = login::refused;
     write login_verified(facts: &LoginFacts<'_>) -> () = login::verified;
     write create_session(session: &NewSession<'_>) -> () = login::create_session;

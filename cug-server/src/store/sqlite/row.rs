@@ -3,7 +3,7 @@
 use super::{GroupKey, PolicyKind, Result, StoreError};
 use crate::store::addresses;
 use cug_proto::{
-    message::{EndReason, Peer},
+    message::{EndReason, Lapse, Peer},
     policy::{Allow, Policy},
 };
 use rusqlite::{Row, types::Type};
@@ -89,7 +89,9 @@ pub(super) fn reason_to_text(reason: &EndReason) -> String {
         EndReason::Unknown => "unknown".into(),
         EndReason::Displaced(host) => format!("displaced {host}"),
         EndReason::Administrator => "administrator".into(),
-        EndReason::Disabled => "disabled".into(),
+        EndReason::Disabled(None) => "disabled".into(),
+        EndReason::Disabled(Some(Lapse::Expired)) => "expired".into(),
+        EndReason::Disabled(Some(Lapse::OutsideHours)) => "outside-hours".into(),
         EndReason::CardRevoked => "card-revoked".into(),
         EndReason::LeaseExpired => "lease-expired".into(),
         EndReason::NoGroup => "no-group".into(),
@@ -103,7 +105,9 @@ pub(super) fn reason_from_text(text: &str) -> EndReason {
         Some(("displaced", host)) => host.parse().map_or(EndReason::Unknown, EndReason::Displaced),
         _ => match text {
             "administrator" => EndReason::Administrator,
-            "disabled" => EndReason::Disabled,
+            "disabled" => EndReason::Disabled(None),
+            "expired" => EndReason::Disabled(Some(Lapse::Expired)),
+            "outside-hours" => EndReason::Disabled(Some(Lapse::OutsideHours)),
             "card-revoked" => EndReason::CardRevoked,
             "lease-expired" => EndReason::LeaseExpired,
             "no-group" => EndReason::NoGroup,

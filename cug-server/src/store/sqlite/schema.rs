@@ -16,6 +16,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("schema-key-age.sql"),
     include_str!("password-age.sql"),
     include_str!("enrolment.sql"),
+    include_str!("hours.sql"),
 ];
 
 /// Whether this database is one of ours, of a version that we know. Reads only.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cug_proto::{
     local::{Open, Refusal, Reply},
-    message::{ClearReason, EndReason, Purpose},
+    message::{ClearReason, EndReason, Lapse, Purpose},
 };
 
 use super::stories::{granted, only, up_in};
@@ -102,7 +102,8 @@ fn who_logs_out_within_the_grace_is_gone() {
 fn what_the_server_says_locks() {
     let ends = [
         (EndReason::Displaced("term9".parse().unwrap()), true),
-        (EndReason::Disabled, true),
+        (EndReason::Disabled(None), true),
+        (EndReason::Disabled(Some(Lapse::OutsideHours)), true),
         (EndReason::CardRevoked, true),
         (EndReason::Administrator, true),
         (EndReason::NoGroup, false),
