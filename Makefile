@@ -124,11 +124,15 @@ fuzz: setup ## what decodes foreign bytes, under libFuzzer for SECONDS=60 each (
 	done
 
 # In release, and beside each other: what is reported are ratios of one run.
-BENCH_PACKAGES := iperf3 wireguard-go ethtool
-bench: PACKAGES += $(BENCH_PACKAGES)
-bench: setup ## what it costs, against its aims (some minutes; ARGS="--quick B5" for a part)
+bench: PACKAGES += iperf3 wireguard-go ethtool libpam-pkcs11 opensc-pkcs11
+bench: setup target/bench/peers ## what it costs, against its aims (some minutes; ARGS="--quick B5" for a part)
 	@cargo build --locked --release --workspace --bins --lib
 	@$(SUDO) target/release/bench $(ARGS)
+
+# SSSD's PAM module, to be loaded and measured. Unpacked and not installed: its package would put it into this machine's logins.
+target/bench/peers: | packages
+	@rm -rf $@ $@.new && mkdir -p $@.new && cd $@.new && apt-get -qq -o APT::Sandbox::User=root download libpam-sss && dpkg-deb -x libpam-sss_*.deb .
+	@mv $@.new $@
 
 prove: toolchain ## the symbolic model of the protocol
 	@command -v verifpal >/dev/null || { echo "Installing the protocol checker (verifpal, some minutes)"; cargo install --quiet --ignore-rust-version verifpal@1.6.7; }

@@ -65,6 +65,11 @@ impl Printer {
 }
 
 impl Card {
+    /// The key, for a card that is put into a reader.
+    pub fn key(&self) -> &RsaPrivateKey {
+        &self.key
+    }
+
     /// Opens a challenge: the card operation of a login.
     ///
     /// # Errors

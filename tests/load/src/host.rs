@@ -134,8 +134,16 @@ impl Site {
     /// # Errors
     /// When there is no server object.
     pub fn organisation(&self, host: &Host) -> anyhow::Result<Arc<Organisation>> {
+        Ok(Arc::new(Organisation::new(host.address, &self.server_object()?)?))
+    }
+
+    /// What the cards say of their server.
+    ///
+    /// # Errors
+    /// When there is no server object.
+    pub fn server_object(&self) -> anyhow::Result<Vec<u8>> {
         let Reply::Der(object) = self.ask(&Request::ServerObject)? else { bail!("no server object") };
-        Ok(Arc::new(Organisation::new(host.address, &object)?))
+        Ok(object)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod module;
+mod operation;
 
 use anyhow::Context;
 use clap::Parser;
@@ -23,6 +24,12 @@ struct Args {
     /// Load a PAM module and say what that took, in milliseconds and KiB
     #[arg(long, hide = true)]
     load_module: Option<PathBuf>,
+    /// Have the card of this host's reader work, so many times, and say how long that took in milliseconds
+    #[arg(long, hide = true, requires = "pin")]
+    card_operations: Option<usize>,
+    /// Its PIN
+    #[arg(long, hide = true)]
+    pin: Option<String>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -30,6 +37,12 @@ fn main() -> anyhow::Result<()> {
     if let Some(path) = &args.load_module {
         let (took, memory) = module::load(path)?;
         println!("{} {memory}", took.as_secs_f64() * 1000.0);
+        return Ok(());
+    }
+    if let (Some(times), Some(pin)) = (args.card_operations, &args.pin) {
+        for took in operation::time(times, pin)? {
+            println!("{}", took.as_secs_f64() * 1000.0);
+        }
         return Ok(());
     }
     raise_file_limit()?;

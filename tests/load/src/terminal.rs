@@ -10,7 +10,7 @@ use cug_proto::message::{
 };
 use cug_proto::secret::{Secret, SecretBytes};
 use cug_proto::session::ChannelKeys;
-use cug_proto::trust::{self, ServerObject};
+use cug_proto::trust::{self, CaPin, ServerObject};
 use cug_proto::{PROTOCOL_VERSION, frame};
 use getrandom::SysRng;
 use std::net::SocketAddr;
@@ -44,6 +44,19 @@ impl Organisation {
         let object = ServerObject::parse(object)?;
         let config = Arc::new(trust::client_config(*object.ca_pin())?);
         Ok(Self { address, tls: TlsConnector::from(config), object })
+    }
+
+    /// A connection up to the end of the TLS handshake, and nothing on it.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub async fn shake_hands(&self) -> anyhow::Result<()> {
+        Wire::open(self).await.map(drop)
+    }
+
+    /// Whom its cards trust.
+    pub fn ca_pin(&self) -> CaPin {
+        *self.object.ca_pin()
     }
 }
 

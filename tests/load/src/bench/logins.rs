@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 const AT_ONCE: usize = 8;
 
 /// The default cost of a password.
-const COST: Argon2Cost = Argon2Cost { memory_kib: 19_456, iterations: 2, lanes: 1 };
+pub(super) const COST: Argon2Cost = Argon2Cost { memory_kib: 19_456, iterations: 2, lanes: 1 };
 
 pub(super) async fn run(scale: Scale, report: &mut Report) -> anyhow::Result<()> {
     let users = scale.of(400);
@@ -77,17 +77,24 @@ fn floor() -> anyhow::Result<(Duration, Duration)> {
     const ROUNDS: u32 = 40;
     let password = SecretBytes::copy_from(PASSWORD.as_bytes()).context("too long")?;
     let argon2 = cpu_of(ROUNDS, || PasswordPool::hash(COST, &password, [7; 16]).map(drop).map_err(Into::into))?;
+    let rsa = with_rsa_key(|work| cpu_of(ROUNDS, work))?;
+    Ok((argon2, rsa))
+}
+
+/// Hands over the private-key operation of a server's key, to be repeated and measured.
+pub(super) fn with_rsa_key<T>(
+    measure: impl FnOnce(&mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let key = PrivateDecryptingKey::generate(KeySize::Rsa3072)?;
     let public = key.public_key().as_der()?;
     let public = OaepPublicEncryptingKey::new(aws_lc_rs::rsa::PublicEncryptingKey::from_der(public.as_ref())?)?;
     let (mut wrapped, mut plain) = (vec![0; public.ciphertext_size()], vec![0; public.key_size_bytes()]);
     let wrapped = public.encrypt(&OAEP_SHA256_MGF1SHA256, &[7; 32], &mut wrapped, None)?.to_vec();
     let key = OaepPrivateDecryptingKey::new(key)?;
-    let rsa = cpu_of(ROUNDS, || {
+    measure(&mut || {
         key.decrypt(&OAEP_SHA256_MGF1SHA256, &wrapped, &mut plain, None)?;
         Ok(())
-    })?;
-    Ok((argon2, rsa))
+    })
 }
 
 fn cpu_of(rounds: u32, mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Duration> {

@@ -2,7 +2,11 @@
 
 mod attached;
 mod directory;
+mod floor;
+mod footprint;
+mod login;
 mod logins;
+mod pkcs11;
 mod traffic;
 mod unguarded;
 mod workstation;
@@ -31,6 +35,7 @@ type Bench = for<'a> fn(Scale, &'a mut Report) -> Running<'a>;
 
 /// All of them.
 pub const ALL: &[(&str, Bench)] = &[
+    ("B1", |scale, report| Box::pin(async move { apart(|| login::run(scale, report)) })),
     ("B2-B3", |scale, report| Box::pin(async move { workstation::come_and_go(scale, report) })),
     ("B4", |scale, report| Box::pin(logins::run(scale, report))),
     ("B5", |scale, report| Box::pin(attached::run(scale, report))),
@@ -38,4 +43,17 @@ pub const ALL: &[(&str, Bench)] = &[
     ("B7", |scale, report| Box::pin(async move { traffic::run(scale, report) })),
     ("B8", |scale, report| Box::pin(directory::run(scale, report))),
     ("B9", |_, report| Box::pin(async move { workstation::footprint(report) })),
+    ("B9-PEERS", |scale, report| Box::pin(async move { apart(|| footprint::run(scale, report)) })),
 ];
+
+/// In a thread without a runtime, for what makes its own.
+fn apart(work: impl FnOnce() -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap_or_else(|_| anyhow::bail!("it panicked")))
+}
+
+/// A directory for the logs of one benchmark.
+fn logs(name: &str) -> anyhow::Result<std::path::PathBuf> {
+    let dir = cug_tests::paths::log_base().join(format!("bench-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    Ok(dir)
+}

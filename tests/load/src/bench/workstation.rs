@@ -1,6 +1,6 @@
 //! What a person waits for at a workstation. B2: the first answer. B3: the end. B9: memory, and what the module costs its host.
 
-use super::Scale;
+use super::{Scale, logs};
 use anyhow::{Context, ensure};
 use cug_load::figures::{Report, Row, Sample};
 use cug_tests::card::PivCard;
@@ -19,12 +19,6 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Seconds of a day: times in a log have no other day than today's, or yesterday's.
 const DAY: f64 = 86_400.0;
-
-fn logs(name: &str) -> anyhow::Result<std::path::PathBuf> {
-    let dir = paths::log_base().join(format!("bench-{name}-{}", std::process::id()));
-    fs::create_dir_all(&dir)?;
-    Ok(dir)
-}
 
 /// When the server granted the last login of `user`, in seconds of the day (UTC).
 fn granted_at(log: &str, user: &str) -> anyhow::Result<f64> {
@@ -161,6 +155,9 @@ pub(super) fn footprint(report: &mut Report) -> anyhow::Result<()> {
         "/usr/lib/x86_64-linux-gnu/security/pam_pkcs11.so",
         "/lib/x86_64-linux-gnu/security/pam_pkcs11.so",
         "/lib/x86_64-linux-gnu/security/pam_sss.so",
+        // Unpacked and not installed: its package would put it into this machine's logins.
+        "target/bench/peers/lib/x86_64-linux-gnu/security/pam_sss.so",
+        "target/bench/peers/usr/lib/x86_64-linux-gnu/security/pam_sss.so",
     ];
     for path in [ours.as_path()].into_iter().chain(others.iter().map(Path::new).filter(|path| path.exists())) {
         let loaded = Loaded::of(path)?;

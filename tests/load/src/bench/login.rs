@@ -1,0 +1,167 @@
+//! B1: one login at a terminal, beside password and card login as distributions have it. B1f: the same beside what cannot be left out.
+
+use super::Scale;
+use super::floor::Floor;
+use super::pkcs11;
+use cug_cards::Exchange;
+use cug_load::figures::{Report, Row, Sample};
+use cug_tests::card::{InReader, PivCard};
+use cug_tests::login::{Login, Script};
+use cug_tests::terminal::Terminal;
+use cug_tests::world::World;
+use std::fs;
+use std::time::Duration;
+
+/// For anything at all.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Who logs in, by both ways, and with the same password.
+const USER: &str = "USER-A";
+
+/// The password of both.
+const PASSWORD: &str = "passwd1";
+
+/// One way to log in, measured many times.
+#[derive(Default)]
+struct Way {
+    /// From the first call to the session being open, in milliseconds.
+    whole: Vec<f64>,
+    /// Up to the end of `pam_authenticate`.
+    authenticated: Vec<f64>,
+    /// Up to the first question.
+    asked: Vec<f64>,
+    apdus: Vec<f64>,
+    operations: Vec<f64>,
+}
+
+impl Way {
+    fn note(&mut self, login: &Login, exchanges: &[Exchange]) -> anyhow::Result<()> {
+        let events = login.events();
+        let at = |wanted: &dyn Fn(&cug_tests::login::Event) -> bool| {
+            events.iter().find(|event| wanted(event)).map_or(f64::NAN, |event| event.ms)
+        };
+        self.whole.push(at(&|event| event.step.as_deref() == Some("open_session")));
+        self.authenticated.push(at(&|event| event.step.as_deref() == Some("authenticate")));
+        self.asked.push(at(&|event| event.event == "prompt"));
+        self.apdus.push(exchanges.len() as f64);
+        self.operations.push(exchanges.iter().filter(|exchange| is_private(&exchange.command)).count() as f64);
+        Ok(())
+    }
+
+    fn keep(&self, name: &str, report: &mut Report) {
+        for (what, values) in [
+            ("whole", &self.whole),
+            ("until authenticated", &self.authenticated),
+            ("until the first question", &self.asked),
+        ] {
+            report.keep(format!("B1 {name}: {what}"), &sample(values));
+        }
+    }
+
+    fn card_work(&self) -> String {
+        let (apdus, operations) = (sample(&self.apdus), sample(&self.operations));
+        format!("{:.0} APDUs, {:.0} private-key operations", apdus.median(), operations.median())
+    }
+}
+
+fn sample(values: &[f64]) -> Sample {
+    values.iter().copied().collect()
+}
+
+/// The last part of GENERAL AUTHENTICATE with one of the four keys of a PIV card.
+fn is_private(command: &[u8]) -> bool {
+    matches!(command, [0x00, 0x87, _, 0x9A | 0x9C | 0x9D | 0x9E, ..])
+}
+
+/// The desk where both are tried: one reader, one card.
+struct Desk<'a> {
+    terminal: &'a Terminal,
+    reader: &'a InReader,
+}
+
+impl Desk<'_> {
+    /// A login and its end.
+    fn round(&self, script: Script, way: &mut Way) -> anyhow::Result<()> {
+        let card = self.reader.control();
+        card.clear_log();
+        let mut login = self.terminal.login(&script)?;
+        login.open()?;
+        way.note(&login, &card.apdu_log())?;
+        login.close()?;
+        self.terminal.wait_clean(LIMIT)
+    }
+}
+
+/// In turn, on one card in one reader.
+pub(super) fn run(scale: Scale, report: &mut Report) -> anyhow::Result<()> {
+    let logs = super::logs("login")?;
+    let world = World::new(&logs, 1)?;
+    let terminal = world.terminal(1);
+    let card = pkcs11::prepare(terminal, USER, PASSWORD)?;
+    let card = world.issue(PivCard::from_own(card), USER, &["--generate"])?;
+    let reader = terminal.insert(card)?;
+    let desk = Desk { terminal, reader: &reader };
+    let (our_script, their_script) =
+        (|| Script::new(USER).password(PASSWORD), || Script::new(USER).password(PASSWORD).service(pkcs11::SERVICE));
+    // The first ones find nothing in memory.
+    desk.round(our_script(), &mut Way::default())?;
+    desk.round(their_script(), &mut Way::default())?;
+    let (mut ours, mut theirs) = (Way::default(), Way::default());
+    for _ in 0..scale.of(50) {
+        desk.round(our_script(), &mut ours)?;
+        desk.round(their_script(), &mut theirs)?;
+    }
+    let floor = Floor::measure(terminal, scale.of(40))?;
+    tell(&ours, &theirs, &floor, report);
+    drop(reader);
+    drop(world);
+    fs::remove_dir_all(logs).ok();
+    Ok(())
+}
+
+fn tell(ours: &Way, theirs: &Way, floor: &Floor, report: &mut Report) {
+    ours.keep("pam_cug", report);
+    theirs.keep("pam_unix and pam_pkcs11", report);
+    floor.keep(report);
+    let (whole, beside) = (sample(&ours.whole), sample(&theirs.whole));
+    let ratio = whole.median() / beside.median();
+    report.row(Row {
+        bench: "B1",
+        what: format!("a login with PIN and password, until the session is open ({} times, in turn)", whole.len()),
+        figure: format!(
+            "median {:.1} ms, p99 {:.1} ms, tunnel included ({:.1} ms until the first question, {:.1} until authenticated)",
+            whole.median(),
+            whole.p99(),
+            sample(&ours.asked).median(),
+            sample(&ours.authenticated).median(),
+        ),
+        beside: format!(
+            "pam_unix (yescrypt) and pam_pkcs11 (OpenSC): median {:.1} ms, p99 {:.1} ms",
+            beside.median(),
+            beside.p99()
+        ),
+        ratio: Some(ratio),
+        aim: "<= 0.6 of it".into(),
+        reached: Some(ratio <= 0.6),
+    });
+    let (apdus, operations) = (sample(&ours.apdus).quantile(1.0), sample(&ours.operations));
+    report.row(Row {
+        bench: "B1",
+        what: "what a login asks of the card (RSA-2048, PIN)".into(),
+        figure: ours.card_work(),
+        beside: format!("pam_pkcs11: {}", theirs.card_work()),
+        ratio: Some(apdus / sample(&theirs.apdus).median()),
+        aim: "1 private-key operation, <= 8 APDUs".into(),
+        reached: Some(apdus <= 8.0 && operations.quantile(1.0) <= 1.0 && operations.median() >= 1.0),
+    });
+    let ratio = whole.median() / floor.sum();
+    report.row(Row {
+        bench: "B1f",
+        what: "the same login, beside its floor: what cannot be left out, each alone".into(),
+        figure: format!("median {:.1} ms", whole.median()),
+        beside: floor.words(),
+        ratio: Some(ratio),
+        aim: "<= 1.3 of it".into(),
+        reached: Some(ratio <= 1.3),
+    });
+}
