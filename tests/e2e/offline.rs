@@ -154,7 +154,7 @@ fn kept_close(terminal: &Terminal, keeper: i32, found: &[String]) -> anyhow::Res
         let mut look = terminal.space().command_as("USER-A", "head")?;
         look.args(["-c", "1", &format!("/proc/{number}/{file}")]);
         let seen = cug_tests::process::run(look, b"", SOON)?;
-        ensure!(seen.err.contains("Permission denied"), "the person looks into {file}: {seen:?}");
+        ensure!(seen.err.contains("Permission denied"), "the person looks into {file}: {}{}", seen.out, seen.err);
     }
     let files = terminal.space().run("grep", &["-rlsF", PASSWORD, "/run", "/etc", "/tmp", "/var/tmp", "/var/lib"])?;
     ensure!(files.out.is_empty(), "the password is in {}", files.out);

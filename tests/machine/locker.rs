@@ -7,6 +7,7 @@ use cug_tests::card::PIN;
 use cug_tests::space::scenario;
 use cug_tests::wait;
 use cug_tests::world::password;
+use std::time::{Duration, Instant};
 
 /// A terminal, and what locks the screen when logind says so.
 const DESK: &str = "#!/bin/sh
@@ -32,10 +33,25 @@ fn the_screen_is_locked_until_card_and_password_are_back() {
         desktop.picture("locker-locked")?;
         desktop.answer("touch escaped")?;
         desktop.picture("locker-without-card")?;
+        // What is typed into a question that is still open would be part of its answer.
+        // While it shows a message the key only ends that; when nothing is asked the key would wake it again.
+        let mut pressed: Option<Instant> = None;
+        wait::for_true("the end of the question", LIMIT * 2, || {
+            if !asks(&desktop) {
+                return true;
+            }
+            if pressed.is_none_or(|at| at.elapsed() > Duration::from_secs(3)) {
+                pressed = Some(Instant::now());
+                let _gone_already = desktop.on_the_screen("xdotool", &["key", "Escape"]);
+            }
+            false
+        })?;
         ensure!(locked(&desktop), "unlocked without a card");
 
         desktop.scene.put_back(card)?;
+        // The first key only wakes it.
         desktop.type_text(" ")?;
+        wait::for_true("the locker to ask", LIMIT, || asks(&desktop))?;
         desktop.picture("locker-pin")?;
         desktop.answer(PIN)?;
         desktop.picture("locker-password")?;
@@ -57,4 +73,9 @@ fn the_screen_is_locked_until_card_and_password_are_back() {
 /// Whether the locker runs.
 fn locked(desktop: &Desktop) -> bool {
     desktop.scene.machine.process("xsecurelock").is_ok()
+}
+
+/// Whether it is asking PAM.
+fn asks(desktop: &Desktop) -> bool {
+    desktop.scene.machine.process("authproto_pam").is_ok()
 }
