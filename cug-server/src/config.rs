@@ -531,7 +531,8 @@ mod tests {
 
     #[test]
     fn a_time_zone_must_be_one() {
-        let config = Config::parse("time-zone = 'europe/berlin'\n[hours]\nend-sessions = false", Path::new("x")).unwrap();
+        let config =
+            Config::parse("time-zone = 'europe/berlin'\n[hours]\nend-sessions = false", Path::new("x")).unwrap();
         assert_eq!(config.time_zone.unwrap().as_str(), "Europe/Berlin");
         assert!(!config.hours_end_sessions);
         let config = Config::parse("", Path::new("x")).unwrap();

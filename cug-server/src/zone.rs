@@ -17,10 +17,14 @@ pub struct Zone {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ZoneError {
     /// There is none of that name.
-    #[error("the time zone {0} is not known to this system: look at its spelling, and whether the package tzdata is installed")]
+    #[error(
+        "the time zone {0} is not known to this system: look at its spelling, and whether the package tzdata is installed"
+    )]
     NotKnown(ZoneName),
     /// The system does not say.
-    #[error("the name of this system's own time zone is not known: write one, as in \"... in Europe/Berlin\", or set time-zone in server.toml")]
+    #[error(
+        "the name of this system's own time zone is not known: write one, as in \"... in Europe/Berlin\", or set time-zone in server.toml"
+    )]
     NoName,
 }
 
@@ -89,7 +93,8 @@ mod tests {
 
     #[test]
     fn a_rule_is_stored_with_its_zone() {
-        let complete = |rule: &str, text: &str| complete(&rule.parse().unwrap(), &config(text)).map(|rule| rule.to_string());
+        let complete =
+            |rule: &str, text: &str| complete(&rule.parse().unwrap(), &config(text)).map(|rule| rule.to_string());
         let berlin = "time-zone = 'Europe/Berlin'";
         assert_eq!(complete("Mon 07:00-19:00", berlin).unwrap(), "Mon 07:00-19:00 in Europe/Berlin");
         assert_eq!(complete("Mon 07:00-19:00 in asia/tokyo", berlin).unwrap(), "Mon 07:00-19:00 in Asia/Tokyo");

@@ -122,9 +122,13 @@ async fn a_session_ends_with_the_hours_and_with_the_account() {
     tb.heartbeat().await;
     let ends: Vec<_> = audit(&server).await.into_iter().filter(|row| row.event == "session-end").collect();
     let told = |user: &str, reason: &str| {
-        ends.iter().any(|row| row.user.as_deref() == Some(user) && row.reason.as_deref() == Some(reason) && row.actor == "server")
+        ends.iter().any(|row| {
+            row.user.as_deref() == Some(user) && row.reason.as_deref() == Some(reason) && row.actor == "server"
+        })
     };
-    assert!(told("USER-A", "outside of hours") && told("USER-C", "account expired") && told("USER-D", "account expired"));
+    assert!(
+        told("USER-A", "outside of hours") && told("USER-C", "account expired") && told("USER-D", "account expired")
+    );
     assert_eq!(server.sessions().await.len(), 1);
 }
 
@@ -164,14 +168,18 @@ async fn a_session_is_looked_at_when_it_begins_and_when_its_time_has_come() {
 
     // What an administrator sets meanwhile is not overrun.
     let by = cug_server::store::By { actor: "test", now };
-    let found: Vec<_> = store.watched(close).unwrap().0.into_iter().map(|w| (w, Found::Over(Lapse::OutsideHours, "x"))).collect();
+    let found: Vec<_> =
+        store.watched(close).unwrap().0.into_iter().map(|w| (w, Found::Over(Lapse::OutsideHours, "x"))).collect();
     let longer = UserSettings { hours: Some(Some("00:00-24:00 in UTC".parse().unwrap())), ..UserSettings::default() };
     store.set_user(by, &a.user, &longer).unwrap();
     assert_eq!((found.len(), store.found(&found, close).unwrap()), (1, 0));
     look(&store, config, close).unwrap();
     assert_eq!(look(&store, config, close + 30 * DAY).unwrap(), Looked { ended: 0, next: None });
 
-    let shorter = UserSettings { hours: Some(Some(format!("{today} 00:00-24:00 in UTC").parse().unwrap())), ..UserSettings::default() };
+    let shorter = UserSettings {
+        hours: Some(Some(format!("{today} 00:00-24:00 in UTC").parse().unwrap())),
+        ..UserSettings::default()
+    };
     store.set_user(by, &a.user, &shorter).unwrap();
     assert_eq!(look(&store, config, close - DAY).unwrap().ended, 1);
     let left: Vec<_> = store.sessions().unwrap().into_iter().map(|s| s.user).collect();

@@ -199,8 +199,10 @@ pub fn find_card(host: &mut dyn Host, parts: &Parts<'_>, offer: &Offer) -> Resul
 /// Tries for a PIN within one login. The last try before the card blocks is never taken without a new login.
 const PIN_PROMPTS: u8 = 3;
 
-/// Asks for PIN or passphrase if the card wants one; it is kept for a card that wants it again.
+/// Asks for PIN or passphrase if the card wants one; it is kept for a card that wants it again. A PIN that the card has refused is not sent to it
+/// again: some screen lockers give one answer, the password, to every question.
 pub fn unlock(host: &mut dyn Host, card: &mut dyn Card) -> Result<Option<SecretBytes>, Failure> {
+    let mut refused: Option<SecretBytes> = None;
     for prompts_left in (0..PIN_PROMPTS).rev() {
         let request = card.pin().map_err(LoginFailure::Card)?;
         if prompts_left + 1 == PIN_PROMPTS && request != PinRequest::NotNeeded && on_a_display(host) {
@@ -218,10 +220,12 @@ pub fn unlock(host: &mut dyn Host, card: &mut dyn Card) -> Result<Option<SecretB
             PinRequest::Passphrase => "Passphrase: ",
         };
         let pin = host.prompt(prompt).map_err(Failure::Conversation)?;
-        match card.unlock(&pin) {
+        let same = refused.as_ref().is_some_and(|refused| refused.expose() == pin.expose());
+        match if same { Err(CardError::SamePin) } else { card.unlock(&pin) } {
             Ok(()) => return Ok(Some(pin)),
             Err(error) if prompts_left > 0 && may_ask_again(&error) => {
-                host.error(&LoginFailure::Card(error).to_string())
+                host.error(&LoginFailure::Card(error).to_string());
+                refused = Some(pin);
             }
             Err(error) => return Err(LoginFailure::Card(error).into()),
         }
@@ -232,7 +236,7 @@ pub fn unlock(host: &mut dyn Host, card: &mut dyn Card) -> Result<Option<SecretB
 fn may_ask_again(error: &CardError) -> bool {
     match error {
         CardError::WrongPin { tries_left } => tries_left.is_none_or(|tries| tries > 1),
-        CardError::WrongPassphrase | CardError::PinFormat => true,
+        CardError::WrongPassphrase | CardError::PinFormat | CardError::SamePin => true,
         _ => false,
     }
 }

@@ -336,7 +336,7 @@ fn outside_of_the_hours_nobody_gets_in_and_who_is_in_goes_out() {
         set(&closed)?;
         world.terminal(1).wait_clean(SOON)?;
         wait_seats(&world, &[])?;
-        ensure!(world.terminal(1).log().contains("the permitted hours have ended"));
+        ensure!(world.terminal(1).cugd_log().contains("the permitted hours have ended"));
         session.close()?;
         set("always")?;
         world.terminal(1).log_in("USER-A", "passwd1")?.close()

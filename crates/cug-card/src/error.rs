@@ -35,6 +35,9 @@ pub enum CardError {
         /// How many tries are left, if the card says so.
         tries_left: Option<u8>,
     },
+    /// The PIN that the card has just refused, typed once more; no try was spent.
+    #[error("that is the PIN that the card has just refused; please type the right one")]
+    SamePin,
     /// A PIN that no PIV card can have; no try was spent.
     #[error("a PIN has 4 to 8 characters; please try again")]
     PinFormat,

@@ -109,7 +109,9 @@ pub fn denied_sentence(reason: &DenyReason) -> String {
         }
         DenyReason::Expired => "This account has expired; please ask the administrator.".into(),
         DenyReason::OutsideHours(Some(closed)) => closed.to_string(),
-        DenyReason::OutsideHours(None) => "This account may not log in at this time; please ask the administrator.".into(),
+        DenyReason::OutsideHours(None) => {
+            "This account may not log in at this time; please ask the administrator.".into()
+        }
         DenyReason::BadRequest => {
             "The server did not accept this workstation's request; please tell the administrator.".into()
         }

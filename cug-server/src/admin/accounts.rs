@@ -4,8 +4,8 @@ use super::{AdminService, Password, Reply, service::done};
 use crate::{
     clock,
     service::PasswordPool,
-    zone,
     store::{By, PasswordRecord, Result, StoreError, UserSettings},
+    zone,
 };
 use cug_proto::id::UserId;
 
@@ -48,7 +48,8 @@ impl AdminService {
     fn complete(&self, settings: &UserSettings) -> Result<UserSettings> {
         let hours = match &settings.hours {
             Some(Some(rule)) => {
-                let rule = zone::complete(rule, &self.config).map_err(|error| StoreError::Refused(error.to_string()))?;
+                let rule =
+                    zone::complete(rule, &self.config).map_err(|error| StoreError::Refused(error.to_string()))?;
                 Some(Some(rule))
             }
             hours => hours.clone(),

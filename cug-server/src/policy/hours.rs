@@ -75,7 +75,7 @@ fn times(hours: &Hours, zone: &TimeZone, now: Timestamp) -> Option<Vec<Timestamp
         for edge in &edges {
             let wall = zone.to_ambiguous_timestamp(midnight.checked_add(i64::from(*edge).minutes()).ok()?);
             // A time that comes twice is two times; where one is skipped, the change of the clock is among the times already.
-            times.extend([wall.clone().earlier().ok()?, wall.later().ok()?]);
+            times.extend([wall.earlier().ok()?, wall.later().ok()?]);
         }
         midnight = midnight.checked_add(1.day()).ok()?;
     }

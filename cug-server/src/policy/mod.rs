@@ -77,7 +77,16 @@ mod tests {
 
     fn account(failures: u32, last_failure: UnixTime, disabled: bool) -> Account {
         let password = PasswordRecord { salt: [0; 16], hash: [0; 32], memory_kib: 8, iterations: 1, lanes: 1 };
-        Account { password, disabled, failures, last_failure, password_set: 0, must_change: false, expires: None, hours: None }
+        Account {
+            password,
+            disabled,
+            failures,
+            last_failure,
+            password_set: 0,
+            must_change: false,
+            expires: None,
+            hours: None,
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use super::{Result, StoreError};
 use crate::{clock::UnixTime, policy::overlay};
 use cug_proto::{
-    id::{Epoch, GroupId, GroupName, HostName, UserId},
     hours::Rule,
+    id::{Epoch, GroupId, GroupName, HostName, UserId},
     message::{EndReason, Fingerprint, GroupGrant, GroupPort, Lapse, Peer, SessionId, WgPublicKey},
     policy::{Allow, Policy},
     secret::Secret,

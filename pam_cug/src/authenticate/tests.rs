@@ -188,6 +188,22 @@ fn a_pin_is_asked_for_again_but_the_last_try_is_left() {
 }
 
 #[test]
+fn a_pin_that_was_refused_is_not_sent_to_the_card_again() {
+    let (pin, same) = (
+        |pin| Line::Prompt("PIN: ", Ok(pin)),
+        || Line::Error("That is the PIN that the card has just refused; please type the right one."),
+    );
+    let refused = || vec![pin("1111"), Line::Error("Wrong PIN; 2 tries are left."), pin("1111"), same()];
+    let card = TestCard::with_pin(&[3, 2, 2], vec![("1111", WRONG(2)), ("1234", Ok(()))]);
+    let mut host = ScriptHost::new("USER-A", refused().into_iter().chain([pin("1234"), PASSWORD()]).collect());
+    assert_eq!(run(&mut host, &world(delivered(), Some(Ok(card)), &[Act::Grants])), PamResultCode::PAM_SUCCESS);
+
+    let card = TestCard::with_pin(&[3, 2, 2], vec![("1111", WRONG(2))]);
+    let lines = refused().into_iter().chain([pin("1111"), same()]).collect();
+    fails(lines, cancelled(), Some(Ok(card)), &[], PamResultCode::PAM_AUTH_ERR);
+}
+
+#[test]
 fn on_a_display_the_first_field_is_explained() {
     let card = TestCard::with_pin(&[3, 2], vec![("1111", WRONG(2)), ("1234", Ok(()))]);
     let lines = vec![

@@ -48,7 +48,10 @@ fn there_is_one_way_to_write_what_was_read() {
         assert_eq!(hours(text).to_string(), canonical);
     }
     let rule: Rule = "Mon 07:00-19:00 in Europe/Berlin".parse().unwrap();
-    assert_eq!((rule.zone.as_ref().unwrap().as_str(), rule.to_string().as_str()), ("Europe/Berlin", "Mon 07:00-19:00 in Europe/Berlin"));
+    assert_eq!(
+        (rule.zone.as_ref().unwrap().as_str(), rule.to_string().as_str()),
+        ("Europe/Berlin", "Mon 07:00-19:00 in Europe/Berlin")
+    );
 }
 
 #[test]

@@ -27,7 +27,10 @@ const OFFICE: &str = "Mon-Fri 07:00-19:00; Sat 08:00-12:00";
 #[test]
 fn the_clock_of_the_zone_counts() {
     // A Monday, in summer: 07:00 in Berlin is 05:00 UTC, in Tokyo 22:00 UTC of Sunday.
-    assert_eq!(standing(OFFICE, "Europe/Berlin", "2026-07-06T05:00:00Z"), Standing::Open(Some(unix("2026-07-06T17:00:00Z"))));
+    assert_eq!(
+        standing(OFFICE, "Europe/Berlin", "2026-07-06T05:00:00Z"),
+        Standing::Open(Some(unix("2026-07-06T17:00:00Z")))
+    );
     assert!(matches!(standing(OFFICE, "Europe/Berlin", "2026-07-06T04:59:59Z"), Standing::Closed(_)));
     assert!(matches!(standing(OFFICE, "Asia/Tokyo", "2026-07-05T22:00:00Z"), Standing::Open(Some(_))));
     assert!(matches!(standing(OFFICE, "UTC", "2026-07-06T05:00:00Z"), Standing::Closed(_)));
@@ -45,13 +48,21 @@ fn the_next_time_is_told_as_people_say_it() {
         ("2026-07-03T19:00:00+02:00", "the next time is tomorrow at 08:00."),
     ] {
         let told = sentence(standing(OFFICE, "Europe/Berlin", at));
-        assert!(told.starts_with("This account may log in Monday to Friday 07:00-19:00 and Saturday 08:00-12:00;"), "{told}");
+        assert!(
+            told.starts_with("This account may log in Monday to Friday 07:00-19:00 and Saturday 08:00-12:00;"),
+            "{told}"
+        );
         assert!(told.ends_with(end), "{at}: {told}");
     }
     // Clocks that do not show the server's time are told apart.
     let closed = |own: Option<&str>| {
         let own = own.map(zone);
-        sentence(Standing::at(&OFFICE.parse().unwrap(), &zone("Europe/Berlin"), own.as_ref(), unix("2026-07-06T19:00:00Z")))
+        sentence(Standing::at(
+            &OFFICE.parse().unwrap(),
+            &zone("Europe/Berlin"),
+            own.as_ref(),
+            unix("2026-07-06T19:00:00Z"),
+        ))
     };
     assert!(closed(Some("America/New_York")).contains("(UTC+02:00)"));
     assert!(closed(None).contains("(UTC+02:00)"));
@@ -67,23 +78,41 @@ fn an_hour_that_is_skipped_does_not_come() {
     let told = sentence(standing(night, "Europe/Berlin", "2026-03-28T12:00:00+01:00"));
     assert!(told.ends_with("on Sunday in 8 days at 02:00."), "{told}");
     // A span over it is an hour shorter; one that begins within it begins where it ends.
-    assert_eq!(standing("Sat 22:00-06:00", "Europe/Berlin", "2026-03-28T21:00:00Z"), Standing::Open(Some(unix("2026-03-29T04:00:00Z"))));
+    assert_eq!(
+        standing("Sat 22:00-06:00", "Europe/Berlin", "2026-03-28T21:00:00Z"),
+        Standing::Open(Some(unix("2026-03-29T04:00:00Z")))
+    );
     let told = sentence(standing("Sun 02:30-05:00", "Europe/Berlin", "2026-03-29T00:30:00Z"));
     assert!(told.ends_with("today at 03:00."), "{told}");
-    assert_eq!(standing("Sun 01:00-02:30", "Europe/Berlin", "2026-03-29T00:30:00Z"), Standing::Open(Some(unix("2026-03-29T01:00:00Z"))));
+    assert_eq!(
+        standing("Sun 01:00-02:30", "Europe/Berlin", "2026-03-29T00:30:00Z"),
+        Standing::Open(Some(unix("2026-03-29T01:00:00Z")))
+    );
 }
 
 /// In Berlin, 25 October 2026 has 02:00 to 03:00 twice.
 #[test]
 fn an_hour_that_comes_twice_counts_twice() {
     let whole = "Sun 02:00-03:00";
-    assert_eq!(standing(whole, "Europe/Berlin", "2026-10-25T00:00:00Z"), Standing::Open(Some(unix("2026-10-25T02:00:00Z"))));
+    assert_eq!(
+        standing(whole, "Europe/Berlin", "2026-10-25T00:00:00Z"),
+        Standing::Open(Some(unix("2026-10-25T02:00:00Z")))
+    );
     let half = "Sun 02:00-02:30";
-    assert_eq!(standing(half, "Europe/Berlin", "2026-10-25T00:10:00Z"), Standing::Open(Some(unix("2026-10-25T00:30:00Z"))));
+    assert_eq!(
+        standing(half, "Europe/Berlin", "2026-10-25T00:10:00Z"),
+        Standing::Open(Some(unix("2026-10-25T00:30:00Z")))
+    );
     let told = sentence(standing(half, "Europe/Berlin", "2026-10-25T00:40:00Z"));
     assert!(told.ends_with("today at 02:00."), "the second 02:00: {told}");
-    assert_eq!(standing(half, "Europe/Berlin", "2026-10-25T01:10:00Z"), Standing::Open(Some(unix("2026-10-25T01:30:00Z"))));
-    assert_eq!(standing("Sat 22:00-06:00", "Europe/Berlin", "2026-10-24T20:00:00Z"), Standing::Open(Some(unix("2026-10-25T05:00:00Z"))));
+    assert_eq!(
+        standing(half, "Europe/Berlin", "2026-10-25T01:10:00Z"),
+        Standing::Open(Some(unix("2026-10-25T01:30:00Z")))
+    );
+    assert_eq!(
+        standing("Sat 22:00-06:00", "Europe/Berlin", "2026-10-24T20:00:00Z"),
+        Standing::Open(Some(unix("2026-10-25T05:00:00Z")))
+    );
 }
 
 #[test]

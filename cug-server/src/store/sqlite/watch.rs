@@ -26,9 +26,7 @@ pub(super) fn due(t: &Transaction<'_>, now: UnixTime) -> Result<(Vec<Watched>, O
          WHERE s.look IS NOT NULL AND s.look <= ?1 ORDER BY s.look LIMIT ?2",
     )?;
     let watched = query
-        .query_map(params![now, BATCH], |r| {
-            Ok(Watched { session: r.get(0)?, expires: r.get(1)?, hours: r.get(2)? })
-        })?
+        .query_map(params![now, BATCH], |r| Ok(Watched { session: r.get(0)?, expires: r.get(1)?, hours: r.get(2)? }))?
         .collect::<rusqlite::Result<_>>()?;
     let next = t
         .prepare_cached("SELECT MIN(look) FROM session WHERE look IS NOT NULL AND look > ?1")?
@@ -44,7 +42,8 @@ pub(super) fn found(t: &Transaction<'_>, found: &[(Watched, Found)], now: UnixTi
         }
         match found {
             Found::Again(look) => {
-                t.prepare_cached("UPDATE session SET look = ?2 WHERE id = ?1")?.execute(params![watched.session, look])?;
+                t.prepare_cached("UPDATE session SET look = ?2 WHERE id = ?1")?
+                    .execute(params![watched.session, look])?;
             }
             Found::Over(lapse, reason) => {
                 let (by, tell) = (By { actor: "server", now }, Some(EndReason::Disabled(Some(*lapse))));

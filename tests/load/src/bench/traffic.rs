@@ -66,6 +66,9 @@ struct Figures {
     ping: Vec<f64>,
 }
 
+/// The values of one kind.
+type Pick = fn(&Figures) -> &[f64];
+
 /// Two terminals joined in all ways.
 struct Link<'a> {
     one: &'a Terminal,
@@ -227,7 +230,7 @@ fn tell(report: &mut Report, figures: &[Figures; 4]) {
     }
     let [cable, other, unguarded, guarded] = figures;
     let several = format!("{SEVERAL} TCP streams");
-    let streams: [(&str, fn(&Figures) -> &[f64]); 2] = [("one TCP stream", |f| &f.one), (&several, |f| &f.several)];
+    let streams: [(&str, Pick); 2] = [("one TCP stream", |f| &f.one), (&several, |f| &f.several)];
     for (what, of) in streams {
         let (turns, share) = (of(guarded).len(), |figures: &Figures| ratio(of(figures), of(cable)));
         let slower = ratio(of(other), of(guarded));
