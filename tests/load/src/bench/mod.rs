@@ -42,8 +42,12 @@ pub const ALL: &[(&str, Bench)] = &[
     ("B6", |scale, report| Box::pin(attached::work_per_change(scale, report))),
     ("B7", |scale, report| Box::pin(async move { traffic::run(scale, report) })),
     ("B8", |scale, report| Box::pin(directory::run(scale, report))),
-    ("B9", |_, report| Box::pin(async move { workstation::footprint(report) })),
-    ("B9-PEERS", |scale, report| Box::pin(async move { apart(|| footprint::run(scale, report)) })),
+    ("B9", |scale, report| {
+        Box::pin(async move {
+            workstation::footprint(report)?;
+            apart(|| footprint::run(scale, report))
+        })
+    }),
 ];
 
 /// In a thread without a runtime, for what makes its own.

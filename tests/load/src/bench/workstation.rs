@@ -152,12 +152,10 @@ pub(super) fn footprint(report: &mut Report) -> anyhow::Result<()> {
     });
     let ours = paths::built("libpam_cug.so")?;
     let others = [
-        "/usr/lib/x86_64-linux-gnu/security/pam_pkcs11.so",
         "/lib/x86_64-linux-gnu/security/pam_pkcs11.so",
         "/lib/x86_64-linux-gnu/security/pam_sss.so",
         // Unpacked and not installed: its package would put it into this machine's logins.
         "target/bench/peers/lib/x86_64-linux-gnu/security/pam_sss.so",
-        "target/bench/peers/usr/lib/x86_64-linux-gnu/security/pam_sss.so",
     ];
     for path in [ours.as_path()].into_iter().chain(others.iter().map(Path::new).filter(|path| path.exists())) {
         let loaded = Loaded::of(path)?;
