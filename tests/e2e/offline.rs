@@ -2,7 +2,7 @@
 
 use crate::support::{SOON, wait_seats};
 use anyhow::{Context, ensure};
-use cug_tests::card::PIN;
+use cug_tests::card::{InReader, PIN, PivCard};
 use cug_tests::lan::{address4, address6};
 use cug_tests::login::{Login, Script};
 use cug_tests::memory::{self, Pattern};
@@ -219,6 +219,26 @@ fn the_group_opens_by_itself_when_the_server_is_back() {
     });
 }
 
+/// A login that waits for a server.
+fn waiting(terminal: &Terminal) -> anyhow::Result<Login> {
+    let login = log_in(terminal, PASSWORD)?;
+    terminal.wait_state("USER-A", "waiting", SOON)?;
+    Ok(login)
+}
+
+/// While a login waits its card is exchanged for another one in an instant; then it is back in the reader.
+fn exchanged(terminal: &Terminal, in_reader: InReader, other: PivCard) -> anyhow::Result<InReader> {
+    let login = waiting(terminal)?;
+    let card = in_reader.pull();
+    let other = terminal.insert(other)?;
+    no_process(terminal, "the card was exchanged")?;
+    nobody_has_what_was_typed(terminal, None)?;
+    drop(other.pull());
+    let in_reader = terminal.insert(card)?;
+    login.close()?;
+    Ok(in_reader)
+}
+
 /// Whatever ends a waiting login, nothing of it is left, and the server that comes back afterwards hears nothing.
 #[test]
 fn what_ends_a_waiting_login() {
@@ -231,8 +251,7 @@ fn what_ends_a_waiting_login() {
         local_password(terminal, PASSWORD)?;
 
         // The card is pulled, and the same one inserted again.
-        let login = log_in(terminal, PASSWORD)?;
-        terminal.wait_state("USER-A", "waiting", SOON)?;
+        let login = waiting(terminal)?;
         let card = in_reader.pull();
         no_process(terminal, "the card was pulled")?;
         in_reader = terminal.insert(card)?;
@@ -241,30 +260,18 @@ fn what_ends_a_waiting_login() {
         login.close()?;
         terminal.wait_state("USER-A", "gone", SOON)?;
 
-        // Exchanged for another card in an instant.
-        let login = log_in(terminal, PASSWORD)?;
-        terminal.wait_state("USER-A", "waiting", SOON)?;
-        let card = in_reader.pull();
-        let other = terminal.insert(other_card)?;
-        no_process(terminal, "the card was exchanged")?;
-        nobody_has_what_was_typed(terminal, None)?;
-        drop(other.pull());
-        in_reader = terminal.insert(card)?;
-        login.close()?;
+        in_reader = exchanged(terminal, in_reader, other_card)?;
 
         // Logged out; the login program killed.
-        let login = log_in(terminal, PASSWORD)?;
-        terminal.wait_state("USER-A", "waiting", SOON)?;
+        let login = waiting(terminal)?;
         login.close()?;
         no_process(terminal, "logged out")?;
-        let login = log_in(terminal, PASSWORD)?;
-        terminal.wait_state("USER-A", "waiting", SOON)?;
+        let login = waiting(terminal)?;
         login.kill()?;
         no_process(terminal, "the leader was killed")?;
 
         // The daemon killed: the process that waits goes with it.
-        let login = log_in(terminal, PASSWORD)?;
-        terminal.wait_state("USER-A", "waiting", SOON)?;
+        let login = waiting(terminal)?;
         let keeper = process(terminal).context("no process waits")?;
         terminal.kill_cugd()?;
         let gone = format!("/proc/{keeper}/cmdline");
