@@ -1,6 +1,7 @@
 //! The audit: a row for every change, in a chain that shows what was done to it.
 
 use super::*;
+use cug_proto::message::Lapse;
 use std::collections::BTreeSet;
 
 /// Somebody with write access to the file, and without the key.
@@ -226,6 +227,11 @@ fn every_write_of_the_store_has_its_row() {
     });
     f.up(3, "B", 2);
     watch.write("end_user_session", "session-end", |s| s.end_user_session(BY, &b, &EndReason::Administrator));
+    f.up(4, "B", 2);
+    watch.write("found", "session-end", |s| {
+        let over = Found::Over(Lapse::OutsideHours, "outside of hours");
+        s.found(&[(Watched { session: [4; 16], expires: None, hours: None }, over)], NOW)
+    });
     watch.write("add_user", "user-add", |s| s.add_user(BY, &c, &password));
     watch.write("set_password", "user-set-password", |s| s.set_password(BY, &c, &password, &UserSettings::default()));
     watch.write("add_group", "group-add", |s| s.add_group(BY, &new_group(&group("VPN9"), None), &mint));
@@ -241,8 +247,8 @@ fn every_write_of_the_store_has_its_row() {
     });
     accounts_and_keys(&mut watch);
     invitations_and_deletions(&mut watch);
-    // Settings are made once, before the chain begins; heartbeats, tidying up and trying the disk change nothing that anybody decided.
-    watch.seen.extend(["set_once", "seen", "prune", "probe"]);
+    // Settings are made once, before the chain begins; heartbeats, tidying up, looking again and trying the disk change nothing that anybody decided.
+    watch.seen.extend(["set_once", "seen", "prune", "probe", "watch_again"]);
 
     let methods = include_str!("../mod.rs").lines().filter_map(|l| l.trim().strip_prefix("write "));
     let missing: Vec<_> = methods.filter_map(|l| l.split('(').next()).filter(|m| !watch.seen.contains(m)).collect();
