@@ -109,7 +109,8 @@ fn enrol_again(world: &World, code: &str, in_reader: InReader) -> anyhow::Result
     let again = enrol(world, 1, "USER-E", &["--yes"], &[code, NEW_PIN, PASSWORD, PASSWORD])?;
     fails(again, "does not take this user ID with this code")?;
     let refusal = world.terminal(1).login(&script("USER-E", PIN))?.refused()?;
-    ensure!(refusal.said.iter().all(|sentence| sentence.contains("Wrong PIN")), "{refusal:?}");
+    ensure!(refusal.said.first().is_some_and(|sentence| sentence.contains("Wrong PIN")), "{refusal:?}");
+    ensure!(refusal.said.iter().all(|sentence| sentence.contains("PIN")), "{refusal:?}");
     logs_in_and_reaches(world, "USER-E", &script("USER-E", NEW_PIN))?;
     Ok(in_reader)
 }

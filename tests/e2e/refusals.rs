@@ -52,7 +52,7 @@ fn wrong_and_blocked_pin() {
         let card = world.card("USER-A")?;
         let _card = world.terminal(1).insert(card)?;
         let wrong = Script::new("USER-A").ask("pin").answer("pin", "000000").password("passwd1");
-        // One sentence for each wrong PIN, with the tries that are left.
+        // One sentence for each wrong PIN, with the tries that are left. Whoever answers every question alike spends one try in a login.
         let mut said = Vec::new();
         for _ in 0..3 {
             let mut login = world.terminal(1).login(&wrong)?;
@@ -61,7 +61,9 @@ fn wrong_and_blocked_pin() {
             world.terminal(1).wait_clean(SOON)?;
         }
         ensure!(
-            said[0].contains("2 tries are left") && said[1].contains("one try is left"),
+            said[0].contains("2 tries are left")
+                && said[1..3].iter().all(|text| text.contains("just refused"))
+                && said[3].contains("one try is left"),
             "the tries left are not told: {said:?}"
         );
         ensure!(said.iter().all(|text| text.contains("PIN") || text.contains("block")), "{said:?}");
