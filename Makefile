@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a newcomer needs. Both install what they need from the distribution, and say so.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test build setup packages image tools format lint unit e2e prove deny bench fuzz clean help package packages-for-tests check-packages desktop
+.PHONY: demo test build setup packages image tools format lint unit e2e prove deny bench bench-docs fuzz clean help package packages-for-tests check-packages desktop
 
 export RUST_BACKTRACE ?= 1
 # Tests make network namespaces and load real PAM modules: they need root. Everything they make is their own and goes with them.
@@ -133,6 +133,9 @@ bench: setup target/bench/peers ## what it costs, against its aims (some minutes
 target/bench/peers: | packages
 	@rm -rf $@ $@.new && mkdir -p $@.new && cd $@.new && apt-get -qq -o APT::Sandbox::User=root download libpam-sss && dpkg-deb -x libpam-sss_*.deb .
 	@mv $@.new $@
+
+bench-docs: override ARGS += --docs docs
+bench-docs: bench ## the same, and docs/benchmarks.md with its pictures
 
 prove: toolchain ## the symbolic model of the protocol
 	@command -v verifpal >/dev/null || { echo "Installing the protocol checker (verifpal, some minutes)"; cargo install --quiet --ignore-rust-version verifpal@1.6.7; }

@@ -100,6 +100,11 @@ impl Channel<'_> {
         }
         self.send_view(known, None).await?;
         self.say(&ServerMessage::Synced).await?;
+        let lease = self.service.config().lease;
+        let mut last = clock::monotonic();
+        // One timer for the connection, and not one for each message.
+        let silence = tokio::time::sleep_until(last + lease);
+        tokio::pin!(silence);
         loop {
             let next = tokio::select! {
                 frame = reader.next() => self.on_message(frame::decode(&frame?)?).await?,
@@ -109,11 +114,18 @@ impl Channel<'_> {
                     None => Next::Stop,
                 },
                 // The session's own lease is the hub's; this only ends a connection that is dead.
-                () = tokio::time::sleep(self.service.config().lease) => Next::Stop,
+                () = &mut silence => {
+                    if last + lease <= clock::monotonic() {
+                        return Ok(());
+                    }
+                    silence.as_mut().reset(last + lease);
+                    continue;
+                }
             };
             if next == Next::Stop {
                 return Ok(());
             }
+            last = clock::monotonic();
         }
     }
 

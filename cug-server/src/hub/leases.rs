@@ -1,7 +1,7 @@
 //! Leases in memory. The store is not needed for them: after a restart every session gets a whole one.
 //!
 //! A heartbeat is one store into an atomic number: with thousands of terminals nothing else happens most of the time, so nobody is woken for it. The hub looks at
-//! that number when the lease would have ended.
+//! that number when the lease would have ended, and then at all that would end soon: they do not wake it one by one.
 
 use cug_proto::message::SessionId;
 use std::{
@@ -14,6 +14,9 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
+
+/// Leases that would end within this time are looked at together. None ends sooner or later by it.
+const TOGETHER: Duration = Duration::from_secs(1);
 
 /// When a connection of a session was heard last.
 pub struct Heard {
@@ -91,19 +94,24 @@ impl Leases {
 
     /// Sessions whose lease is over; they have none any more.
     pub(super) fn take_expired(&mut self, now: Instant) -> Vec<SessionId> {
-        let mut expired = Vec::new();
-        while let Some(Reverse((at, session))) = self.queue.peek().copied().filter(|Reverse((at, _))| *at <= now) {
+        let (mut expired, mut waiting) = (Vec::new(), Vec::new());
+        let due = self.next().is_some_and(|at| at <= now);
+        while let Some(Reverse((at, session))) =
+            self.queue.peek().copied().filter(|Reverse((at, _))| due && *at <= now + TOGETHER)
+        {
             self.queue.pop();
             let Some(lease) = self.leases.get_mut(&session) else { continue };
-            lease.deadline = lease.deadline();
-            if lease.deadline <= now {
+            let deadline = lease.deadline();
+            lease.deadline = deadline;
+            if deadline <= now {
                 self.remove(&session);
                 expired.push(session);
-            } else if lease.deadline > at {
-                // Renewed since: one entry for it goes back.
-                self.queue.push(Reverse((lease.deadline, session)));
+            } else if deadline >= at {
+                // Renewed since, or not due yet: one entry for it goes back.
+                waiting.push(Reverse((deadline, session)));
             }
         }
+        self.queue.extend(waiting);
         expired
     }
 
@@ -177,6 +185,36 @@ mod tests {
                 prop_assert!(leases.queue.len() <= 200);
             }
         }
+    }
+
+    /// A thousand terminals whose heartbeats are spread evenly, as they are when nothing happens.
+    #[test]
+    fn leases_that_are_renewed_wake_nobody_one_by_one() {
+        let begin = crate::clock::monotonic();
+        let (lease, second) = (Duration::from_secs(60), Duration::from_secs(1));
+        let mut leases = Leases::default();
+        let of = |n: u32| begin + Duration::from_millis(15 * u64::from(n));
+        let heard: Vec<_> = (0..1000u32).map(|n| leases.attach(u128::from(n).to_be_bytes(), of(n), lease)).collect();
+        let mut woken = 0;
+        for beat in 1..=16u32 {
+            for (n, heard) in (0u32..).zip(&heard) {
+                let now = of(n) + 15 * second * beat;
+                while let Some(at) = leases.next().filter(|at| *at <= now) {
+                    assert!(leases.take_expired(at).is_empty());
+                    woken += 1;
+                }
+                heard.note(now);
+            }
+        }
+        assert!((1..=4 * 60).contains(&woken), "in four minutes woken {woken} times");
+        // Who falls silent then is missed at the very moment, in the midst of the others.
+        let end = of(500) + 15 * second * 16 + lease;
+        for (n, heard) in (0u32..).zip(&heard).filter(|(n, _)| *n != 500) {
+            heard.note(of(n) + 15 * second * 19);
+        }
+        assert!(leases.take_expired(end - Duration::from_millis(1)).is_empty());
+        assert!(leases.next() <= Some(end));
+        assert_eq!(leases.take_expired(end), [u128::from(500u32).to_be_bytes()]);
     }
 
     #[test]

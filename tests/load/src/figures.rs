@@ -77,6 +77,10 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// Every single measurement, by name. Times are in milliseconds.
     pub raw: Vec<(String, Sample)>,
+    /// Figures against sizes, by name.
+    pub curves: Vec<(String, Vec<(f64, f64)>)>,
+    /// Benchmarks that could not be run, and why.
+    pub failed: Vec<(String, String)>,
 }
 
 impl Report {
@@ -91,6 +95,14 @@ impl Report {
     /// Keeps the single measurements.
     pub fn keep(&mut self, name: impl Into<String>, sample: &Sample) {
         self.raw.push((name.into(), sample.clone()));
+    }
+
+    /// Adds a point to a curve.
+    pub fn point(&mut self, name: &str, x: f64, y: f64) {
+        match self.curves.iter_mut().find(|(curve, _)| curve == name) {
+            Some((_, points)) => points.push((x, y)),
+            None => self.curves.push((name.to_owned(), vec![(x, y)])),
+        }
     }
 }
 

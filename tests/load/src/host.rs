@@ -199,9 +199,7 @@ impl Host {
     /// # Errors
     /// When the process is gone.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
-        // clock_gettime(3) on another process's clock: nanoseconds, where /proc has hundredths.
-        let clock = nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?))?;
-        Ok(clock.now()?.into())
+        cpu_of(&self.child)
     }
 
     /// Memory of its own in bytes (RssAnon).
@@ -222,8 +220,15 @@ impl Drop for Host {
     }
 }
 
+/// Processor time of a child until now.
+pub(crate) fn cpu_of(child: &Child) -> anyhow::Result<Duration> {
+    // clock_gettime(3) on another process's clock: nanoseconds, where /proc has hundredths.
+    let clock = nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(i32::try_from(child.id())?))?;
+    Ok(clock.now()?.into())
+}
+
 /// The child is killed when this process ends, however that happens.
-fn end_with_us(command: &mut Command) -> &mut Command {
+pub(crate) fn end_with_us(command: &mut Command) -> &mut Command {
     use std::os::unix::process::CommandExt;
     // SAFETY: prctl(2) is async-signal-safe and touches no memory of ours.
     unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?)) }

@@ -4,9 +4,11 @@
 //! * [`terminal`]: the terminal's side of the protocol.
 //! * [`fleet`]: thousands of terminals that sit there, and what they hear.
 //! * [`host`]: a server with a directory, and what the kernel says of its process.
+//! * [`echo`]: the floor under all of it, TLS connections that say nothing.
 //! * [`figures`]: distributions, and the report.
 
 pub mod cards;
+pub mod echo;
 pub mod figures;
 pub mod fleet;
 pub mod host;

@@ -1,14 +1,22 @@
 //! `make bench`: what the product costs, as ratios that were measured in one run. It reports; nothing here passes or fails.
 
+mod about;
 mod bench;
+mod docs;
 mod module;
 mod operation;
+mod plot;
 
 use anyhow::Context;
 use clap::Parser;
 use cug_load::figures::Report;
 use std::fs;
-use std::path::PathBuf;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Enough for all terminals of a benchmark.
+const FILES: u64 = 65_536;
 
 /// Runs the benchmarks and prints a table; the raw figures go into a file.
 #[derive(Parser)]
@@ -21,6 +29,15 @@ struct Args {
     /// Where the raw figures go
     #[arg(long, default_value = "target/bench/report.json")]
     report: PathBuf,
+    /// Writes the results into this folder, as benchmarks.md with pictures
+    #[arg(long)]
+    docs: Option<PathBuf>,
+    /// Runs nothing: the results are those of the report
+    #[arg(long, requires = "docs")]
+    written: bool,
+    /// Answer on TLS connections, and nothing else: what attached terminals cost at the least
+    #[arg(long, hide = true)]
+    echo: bool,
     /// Load a PAM module and say what that took, in milliseconds and KiB
     #[arg(long, hide = true)]
     load_module: Option<PathBuf>,
@@ -46,14 +63,38 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     raise_file_limit()?;
-    let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|n| n.eq_ignore_ascii_case(name));
+    if args.echo {
+        return cug_load::echo::serve();
+    }
+    if !args.written {
+        run(&args)?;
+    }
+    if let Some(dir) = &args.docs {
+        docs::write(&args.report, dir)?;
+    }
+    anyhow::ensure!(args.written || failures(&args.report)? == 0, "not every benchmark could be run");
+    Ok(())
+}
+
+/// Runs what is wanted. One that fails does not keep the others from being run.
+fn run(args: &Args) -> anyhow::Result<()> {
+    for name in &args.names {
+        anyhow::ensure!(bench::ALL.iter().any(|(known, _)| is(known, name)), "there is no benchmark {name}");
+    }
+    let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|wanted| is(name, wanted));
     let scale = bench::Scale { quick: args.quick };
-    let mut report = Report { about: about(), ..Report::default() };
+    let mut report = Report { about: about::about(), ..Report::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     for (name, run) in bench::ALL {
         if wanted(name) {
             println!("{name}");
-            runtime.block_on(run(scale, &mut report)).with_context(|| (*name).to_owned())?;
+            let begin = Instant::now();
+            let ran = panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(run(scale, &mut report))));
+            if let Err(error) = ran.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked"))) {
+                eprintln!("{name} FAILED: {error:#}");
+                report.failed.push(((*name).to_owned(), format!("{error:#}")));
+            }
+            report.about.push((format!("{name} took"), format!("{:.0} s", begin.elapsed().as_secs_f64())));
             save(&report, &args.report)?;
         }
     }
@@ -61,37 +102,30 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn save(report: &Report, path: &PathBuf) -> anyhow::Result<()> {
+/// Whether `wanted` means this benchmark: B2 means B2-B3, too.
+fn is(name: &str, wanted: &str) -> bool {
+    name.eq_ignore_ascii_case(wanted) || name.split('-').any(|part| part.eq_ignore_ascii_case(wanted))
+}
+
+fn failures(report: &Path) -> anyhow::Result<usize> {
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(report)?)?;
+    Ok(report["failed"].as_array().map_or(0, Vec::len))
+}
+
+fn save(report: &Report, path: &Path) -> anyhow::Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
     fs::write(path, serde_json::to_vec_pretty(report)?).with_context(|| path.display().to_string())
 }
 
-fn about() -> Vec<(String, String)> {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let after = |text: &str, key: &str| {
-        let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
-        line.split_once(':').map_or("", |(_, value)| value).trim().to_owned()
-    };
-    let processors = std::thread::available_parallelism().map_or(0, usize::from);
-    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
-    [
-        ("processor", after(&read("/proc/cpuinfo"), "model name")),
-        ("processors", processors.to_string()),
-        ("memory", after(&read("/proc/meminfo"), "MemTotal")),
-        ("kernel", read("/proc/sys/kernel/osrelease").trim().to_owned()),
-        ("version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("profile", if cfg!(debug_assertions) { "dev" } else { "release" }.to_owned()),
-        ("seconds since 1970", seconds.to_string()),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .to_vec()
-}
-
 /// Ten thousand connections are ten thousand files.
 fn raise_file_limit() -> anyhow::Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // Root may raise even that.
+    if most < FILES && setrlimit(Resource::RLIMIT_NOFILE, FILES, FILES).is_ok() {
+        return Ok(());
+    }
     Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }

@@ -11,7 +11,9 @@ mod traffic;
 mod unguarded;
 mod workstation;
 
+pub use attached::{B6_BYTES, B6_WORK};
 use cug_load::figures::Report;
+pub use directory::B8_LOGIN;
 use std::future::Future;
 use std::pin::Pin;
 
