@@ -296,7 +296,10 @@ fn rig(space: &Space) -> anyhow::Result<()> {
         let units = [ROOT, "systemctl", "--quiet", "enable", &format!("cug-test-{unit}.service")];
         space.run("chroot", &units)?.ok()?;
     }
-    Ok(())
+    // After a minute without anybody who asks pcscd goes, and is started again by who does. A real card stays in its reader meanwhile; ours is a
+    // connection that ends with it, and a minute is not much on an emulated processor.
+    let stays = "[Service]\nExecStart=\nExecStart=/usr/sbin/pcscd --foreground\n";
+    space.write(&format!("{ROOT}/etc/systemd/system/pcscd.service.d/stays.conf"), stays, 0o644)
 }
 
 /// The machine's files as a disk.
