@@ -89,7 +89,7 @@ async fn a_zone_that_is_gone_refuses_whom_it_concerns_and_nobody_else() {
     let [a, b, ..] = server.patent().await;
     set_hours(&server, &a, "00:00-24:00 in Europe/Berlin").await;
     let mut ta = a.sit_down(&server, "terminal-1").await;
-    drop(server.stop().await);
+    server.stop().await;
     let database = rusqlite::Connection::open(server.config.state_dir.join("cug.db")).unwrap();
     let gone = "UPDATE user SET hours = 'Mon-Sun 00:00-24:00 in Europe/Gone' WHERE hours IS NOT NULL";
     assert_eq!(database.execute(gone, []).unwrap(), 1);
@@ -183,6 +183,6 @@ async fn a_session_is_looked_at_when_it_begins_and_when_its_time_has_come() {
     store.set_user(by, &a.user, &shorter).unwrap();
     assert_eq!(look(&store, config, close - DAY).unwrap().ended, 1);
     let left: Vec<_> = store.sessions().unwrap().into_iter().map(|s| s.user).collect();
-    assert_eq!(left, [b.user.clone()]);
+    assert_eq!(left, std::slice::from_ref(&b.user));
     drop((store, c));
 }

@@ -11,6 +11,7 @@ use cug_proto::{
     ProtocolError,
     envelope::{EnvelopeKey, SealedEnvelope},
     frame,
+    hours::{Closed, Opening, Weekday},
     local::{CardBinding, ReaderBinding},
     login::{self, LoginKeys, Transcript},
     message::*,
@@ -19,6 +20,7 @@ use cug_proto::{
     session::{ChannelKeys, preshared_key},
 };
 use getrandom::{SysRng, rand_core::UnwrapErr};
+use minicbor::{Decode, Encode};
 use proptest::prelude::*;
 use rsa::{Oaep, RsaPrivateKey, sha2::Sha256};
 use std::sync::LazyLock;
@@ -267,6 +269,47 @@ fn messages_round_trip() {
         let bytes = frame::encode(&ServerMessage::End(reason.clone()), frame::MAX_SESSION).unwrap();
         assert!(matches!(frame::decode(&bytes[4..]).unwrap(), ServerMessage::End(r) if r == reason));
     }
+}
+
+/// Two reasons as they were before they had a field.
+#[derive(Encode, Decode, PartialEq, Debug)]
+enum EarlierDenial {
+    #[n(0)]
+    WrongPassword,
+    #[n(4)]
+    TooManyAttempts(#[n(0)] u32),
+    #[n(7)]
+    OutsideHours,
+}
+
+/// The same for the end of a session.
+#[derive(Encode, Decode, PartialEq, Debug)]
+enum EarlierEnd {
+    #[n(1)]
+    Displaced(#[n(0)] String),
+    #[n(3)]
+    Disabled,
+}
+
+/// Servers and terminals are not upgraded in one moment.
+#[test]
+fn hours_are_understood_by_those_who_know_them_and_skipped_by_others() {
+    let next = Weekday::from_monday(4).map(|weekday| Opening { days: 2, weekday, minute: 420 });
+    let closed = Closed { hours: "Mon-Fri 07:00-19:00".parse().unwrap(), next, offset: Some(-90) };
+    for denial in [None, Some(closed)].map(DenyReason::OutsideHours) {
+        let bytes = minicbor::to_vec(denial).unwrap();
+        assert_eq!(minicbor::decode::<DenyReason>(&bytes).unwrap(), denial);
+        assert_eq!(minicbor::decode::<EarlierDenial>(&bytes).unwrap(), EarlierDenial::OutsideHours);
+    }
+    for end in [None, Some(Lapse::Expired), Some(Lapse::OutsideHours)].map(EndReason::Disabled) {
+        let bytes = minicbor::to_vec(&end).unwrap();
+        assert_eq!(minicbor::decode::<EndReason>(&bytes).unwrap(), end);
+        assert_eq!(minicbor::decode::<EarlierEnd>(&bytes).unwrap(), EarlierEnd::Disabled);
+    }
+    let earlier = minicbor::to_vec(EarlierDenial::OutsideHours).unwrap();
+    assert_eq!(minicbor::decode::<DenyReason>(&earlier).unwrap(), DenyReason::OutsideHours(None));
+    let earlier = minicbor::to_vec(EarlierEnd::Disabled).unwrap();
+    assert_eq!(minicbor::decode::<EndReason>(&earlier).unwrap(), EndReason::Disabled(None));
 }
 
 proptest! {

@@ -128,7 +128,7 @@ proptest! {
         prop_assert_eq!(rule.to_string().parse(), Ok(rule.clone()));
         prop_assert_eq!(&serde_json::from_str::<Rule>(&serde_json::to_string(&rule).unwrap()).unwrap(), &rule);
         let bytes = minicbor::to_vec(hours).unwrap();
-        prop_assert_eq!(minicbor::decode::<Hours>(&bytes).unwrap(), hours);
+        prop_assert_eq!(decode::<Hours>(&bytes).unwrap(), hours);
     }
 
     #[test]

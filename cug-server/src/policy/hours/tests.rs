@@ -137,15 +137,19 @@ const ZONES: [&str; 8] = [
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(2000))]
 
     /// Against a walk through the minutes: the standing turns exactly where it is said to.
     #[test]
     fn it_turns_when_it_is_said_to(
         place in proptest::sample::select(&ZONES[..]),
-        now in 1_104_537_600i64..2_208_988_800,
-        days in 1u8..128, from in 0u32..1440, length in 1u32..1440,
+        when in 1_104_537_600i64..2_208_988_800,
+        // Mostly about the hours in which clocks are changed, and shortly before they are.
+        before in proptest::option::weighted(0.9, prop_oneof![-7_200i64..7_200, -7_200i64..172_800]),
+        days in 1u8..128, from in prop_oneof![0u32..1440, 0u32..240], length in prop_oneof![1u32..1440, 1u32..120],
     ) {
+        let change = TimeZone::get(place).unwrap().following(Timestamp::from_second(when).unwrap()).next().map(|c| c.timestamp().as_second());
+        let now = change.zip(before).map_or(when, |(change, before)| change - before);
         let names: Vec<_> = Weekday::all().enumerate().filter(|(i, _)| days & 1 << i != 0).map(|(_, d)| d.short()).collect();
         let (zone, to) = (zone(place), (from + length) % 1440);
         let text = format!("{} {:02}:{:02}-{:02}:{:02}", names.join(","), from / 60, from % 60, to / 60, to % 60);

@@ -58,7 +58,7 @@ fn a_step_that_was_released_is_never_changed() {
         "95c61712c56a90191acf188a838865885d1ed0acab513c60b5e3d7ca0e70ea21",
         "ef9edae6258bd3e7141de3d422efe9bf3e830c4ec009ef030e34267bb01d68f1",
     ];
-    let now = schema::MIGRATIONS.iter().map(|step| crate::hex::encode(&sha2::Sha256::digest(step)));
+    let now = schema::MIGRATIONS.iter().map(|step| hex::encode(&sha2::Sha256::digest(step)));
     assert_eq!(now.take(RELEASED.len()).collect::<Vec<_>>(), RELEASED, "write a new step instead");
 }
 
