@@ -12,7 +12,7 @@ pub fn upgrade(scene: &Scene, untouched: &[String]) -> anyhow::Result<()> {
     let running = "systemctl show -P MainPID cugd";
     let before = guest.sh(running)?;
     let files = TERMINAL.map(|package| installed::file(package, NEW)).join(" ");
-    guest.sh(&format!("DEBIAN_FRONTEND=noninteractive dpkg --install {files}"))?;
+    guest.dpkg(&format!("--install {files}"))?;
     guest.wait_active("cugd")?;
     ensure!(guest.sh(running)? != before, "the old daemon runs");
     let version = guest.sh("dpkg-query -W -f '${Version} ${db:Status-Status}' cugd")?;
@@ -29,7 +29,7 @@ pub fn upgrade(scene: &Scene, untouched: &[String]) -> anyhow::Result<()> {
 /// All goes, and root and a local user log in at the console.
 pub fn purge(guest: &mut Guest, unconfigured: &[String]) -> anyhow::Result<()> {
     guest.console().log_out()?;
-    guest.sh(&format!("DEBIAN_FRONTEND=noninteractive dpkg --purge {}", TERMINAL.join(" ")))?;
+    guest.dpkg(&format!("--purge {}", TERMINAL.join(" ")))?;
     wait_clean(guest, unconfigured)?;
     let named = guest.sh("find /etc /usr /run/systemd /var/lib -xdev -name '*cug*' | grep -v -e cug-test -e ^/etc/reader.conf.d/ || true")?;
     ensure!(named.is_empty(), "left after the purge: {named}");
