@@ -20,6 +20,7 @@
 //! * `status`: what a terminal says of itself.
 //! * `wire`: packets lost, doubled, delayed and overtaken.
 //! * `lies`: a server that names members who are none.
+//! * `lengths`: cards and readers that take long APDUs, that do not, and that do not keep their word.
 //! * `readers`: two people with two readers at one terminal.
 //! * `nat`: a terminal behind a router that translates addresses.
 //! * `clocks`: a wall clock that is wrong, or is set.
@@ -34,7 +35,7 @@ mod enrol;
 mod faults;
 mod frames;
 mod guard;
-mod harness;
+mod lengths;
 mod lies;
 mod names;
 mod nat;

@@ -1,4 +1,5 @@
-//! Command and response APDUs (ISO 7816-4): short form, command chaining, GET RESPONSE. No I/O: a [`Transmit`] carries the bytes.
+//! Command and response APDUs (ISO 7816-4): short form with command chaining and GET RESPONSE, or extended lengths where card and reader take
+//! them. No I/O: a [`Transmit`] carries the bytes.
 
 use crate::CardError;
 use zeroize::{Zeroize, Zeroizing};
@@ -11,6 +12,8 @@ const MAX_DATA: usize = 255;
 
 /// Status word: done.
 pub const SW_OK: u16 = 0x9000;
+/// Status word: wrong length.
+const SW_LENGTH: u16 = 0x6700;
 /// Status word: a PIN or an authentication is wanted first.
 pub const SW_SECURITY: u16 = 0x6982;
 /// Status word: no tries left.
@@ -30,6 +33,22 @@ pub trait Transmit {
     fn is_t0(&self) -> bool {
         false
     }
+
+    /// Card and reader say that they take extended lengths: up to 65,535 bytes of data and 65,536 of an answer in one APDU.
+    fn is_extended(&self) -> bool {
+        false
+    }
+}
+
+/// What a command wants to hear.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// A status word.
+    Status,
+    /// Data, most likely of no more than 256 bytes; longer data is fetched with GET RESPONSE.
+    Short,
+    /// Data that may be longer: in one piece with extended lengths, if they are to be had.
+    Long,
 }
 
 /// A command before it is cut into APDUs.
@@ -40,10 +59,10 @@ pub struct Command<'a> {
     pub p1: u8,
     /// Second parameter.
     pub p2: u8,
-    /// Command data, any length; longer than 255 bytes is chained.
+    /// Command data, any length; longer than 255 bytes is chained, or goes with an extended length.
     pub data: &'a [u8],
-    /// An answer with data is expected.
-    pub answer: bool,
+    /// What the card is to answer.
+    pub answer: Answer,
 }
 
 /// What a card said: data, wiped on drop, and the last status word.
@@ -69,12 +88,14 @@ pub struct Channel<'a> {
     link: &'a mut dyn Transmit,
     receive: Zeroizing<Vec<u8>>,
     sent: u32,
+    extended: bool,
 }
 
 impl<'a> Channel<'a> {
     /// Over `link`.
     pub fn new(link: &'a mut dyn Transmit) -> Self {
-        Self { link, receive: Zeroizing::new(vec![0; pcsc::MAX_BUFFER_SIZE_EXTENDED]), sent: 0 }
+        let extended = link.is_extended();
+        Self { link, receive: Zeroizing::new(vec![0; pcsc::MAX_BUFFER_SIZE_EXTENDED]), sent: 0, extended }
     }
 
     /// How many APDUs went to the card so far.
@@ -82,16 +103,31 @@ impl<'a> Channel<'a> {
         self.sent
     }
 
-    /// Sends a command, chained if it is long, and collects the whole answer.
+    /// Sends a command, in one APDU or chained, and collects the whole answer.
     ///
     /// # Errors
     /// The link's errors; [`CardError::Malformed`] for an answer that is no APDU, too long, or without end.
     pub fn send(&mut self, command: &Command<'_>) -> Result<Reply, CardError> {
+        if self.extended
+            && command.answer == Answer::Long
+            && let Some(apdu) = encode_extended(command)
+        {
+            let (status, length) = self.exchange(&apdu)?;
+            if status != SW_LENGTH {
+                return self.collect(status, length);
+            }
+            // The card has done nothing yet, and cannot do what its answer to reset says.
+            self.extended = false;
+        }
+        self.send_short(command)
+    }
+
+    fn send_short(&mut self, command: &Command<'_>) -> Result<Reply, CardError> {
         let mut rest = command.data;
         loop {
             let (part, after) = rest.split_at(rest.len().min(MAX_DATA));
             let last = after.is_empty();
-            let answer = last && command.answer && (part.is_empty() || !self.link.is_t0());
+            let answer = last && command.answer != Answer::Status && (part.is_empty() || !self.link.is_t0());
             let mut apdu = encode(if last { 0x00 } else { 0x10 }, command, part, answer.then_some(0));
             let (mut status, mut length) = self.exchange(&apdu)?;
             if let ([0x6C, exact], true) = (status.to_be_bytes(), answer) {
@@ -154,4 +190,14 @@ fn encode(class: u8, command: &Command<'_>, part: &[u8], le: Option<u8>) -> Zero
     }
     apdu.extend(le);
     apdu
+}
+
+/// One APDU with extended lengths, for the longest answer (ISO 7816-4 section 5.1); `None` without data, or when there is too much of it.
+fn encode_extended(command: &Command<'_>) -> Option<Zeroizing<Vec<u8>>> {
+    let [high, low] = u16::try_from(command.data.len()).ok().filter(|length| *length > 0)?.to_be_bytes();
+    let mut apdu = Zeroizing::new(Vec::with_capacity(command.data.len() + 9));
+    apdu.extend_from_slice(&[0, command.ins, command.p1, command.p2, 0, high, low]);
+    apdu.extend_from_slice(command.data);
+    apdu.extend_from_slice(&[0, 0]);
+    Some(apdu)
 }

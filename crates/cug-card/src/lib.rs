@@ -6,11 +6,13 @@
 //! * [`apdu`], [`tlv`], [`piv`], [`oaep`]: the same without I/O, for whoever brings their own reader.
 //!
 //! # What a login costs on a PIV card
-//! | when | commands | APDUs (RSA-2048) |
-//! |---|---|---|
-//! | [`find`] | SELECT, GET DATA of the server object, VERIFY without data | 1 + 3 + 1 |
-//! | [`Card::unlock`] | SELECT, VERIFY | 1 + 1 |
-//! | [`Card::open_challenge`] | GENERAL AUTHENTICATE | 3 |
+//! | when | commands | APDUs (RSA-2048) | with extended lengths |
+//! |---|---|---|---|
+//! | [`find`] | SELECT, GET DATA of the server object, VERIFY without data | 1 + 3 or 4 + 1 | 1 + 1 + 1 |
+//! | [`Card::unlock`] | SELECT, VERIFY | 1 + 1 | 1 + 1 |
+//! | [`Card::open_challenge`] | GENERAL AUTHENTICATE | 3 | 1 |
+//!
+//! Extended lengths are used when the card's answer to reset and the reader's properties (PC/SC part 10) both say so.
 //!
 //! The card is released while the person types the PIN, so that other programs can use it meanwhile; that is the second SELECT. From
 //! [`Card::unlock`] to [`Card::open_challenge`] it is held in one exclusive transaction: nobody else can use the PIN that was given.
@@ -19,6 +21,7 @@
 pub mod apdu;
 mod error;
 mod find;
+mod lengths;
 mod medium;
 pub mod oaep;
 pub mod pcsc_env;

@@ -2,7 +2,7 @@
 
 use crate::{
     CardError, PinRequest,
-    apdu::{Channel, Command, Reply, SW_BLOCKED, SW_NOT_FOUND, SW_OK, SW_SECURITY},
+    apdu::{Answer, Channel, Command, Reply, SW_BLOCKED, SW_NOT_FOUND, SW_OK, SW_SECURITY},
     oaep, tlv,
 };
 use cug_proto::{
@@ -108,7 +108,12 @@ impl<'a> Piv<'a> {
     /// # Errors
     /// As [`Channel::send`].
     pub fn send(&mut self, ins: u8, p1: u8, p2: u8, data: &[u8]) -> Result<Reply, CardError> {
-        self.channel.send(&Command { ins, p1, p2, data, answer: true })
+        self.channel.send(&Command { ins, p1, p2, data, answer: Answer::Short })
+    }
+
+    /// Sends a command whose answer may be long.
+    fn send_long(&mut self, ins: u8, p1: u8, p2: u8, data: &[u8]) -> Result<Reply, CardError> {
+        self.channel.send(&Command { ins, p1, p2, data, answer: Answer::Long })
     }
 
     /// Makes PIV the current application.
@@ -128,7 +133,7 @@ impl<'a> Piv<'a> {
     /// [`CardError::Refused`], [`CardError::Malformed`]
     pub fn object(&mut self, tag: [u8; 3]) -> Result<Option<Zeroizing<Vec<u8>>>, CardError> {
         let [a, b, c] = tag;
-        let reply = self.send(0xCB, 0x3F, 0xFF, &[0x5C, 0x03, a, b, c])?;
+        let reply = self.send_long(0xCB, 0x3F, 0xFF, &[0x5C, 0x03, a, b, c])?;
         if reply.status == SW_NOT_FOUND {
             return Ok(None);
         }
@@ -171,7 +176,8 @@ impl<'a> Piv<'a> {
     /// # Errors
     /// Those of the link.
     pub fn pin_state(&mut self) -> Result<PinState, CardError> {
-        let reply = self.channel.send(&Command { ins: 0x20, p1: 0, p2: PIN_REFERENCE, data: &[], answer: false })?;
+        let reply =
+            self.channel.send(&Command { ins: 0x20, p1: 0, p2: PIN_REFERENCE, data: &[], answer: Answer::Status })?;
         Ok(PinState::from_status(reply.status))
     }
 
@@ -182,8 +188,13 @@ impl<'a> Piv<'a> {
     pub fn verify(&mut self, pin: &SecretBytes) -> Result<(), CardError> {
         let mut padded = Zeroizing::new(Vec::with_capacity(8));
         push_padded(&mut padded, pin)?;
-        let reply =
-            self.channel.send(&Command { ins: 0x20, p1: 0, p2: PIN_REFERENCE, data: &padded, answer: false })?;
+        let reply = self.channel.send(&Command {
+            ins: 0x20,
+            p1: 0,
+            p2: PIN_REFERENCE,
+            data: &padded,
+            answer: Answer::Status,
+        })?;
         pin_accepted(reply.status)
     }
 
@@ -195,7 +206,8 @@ impl<'a> Piv<'a> {
         let mut both = Zeroizing::new(Vec::with_capacity(16));
         push_padded(&mut both, present)?;
         push_padded(&mut both, new)?;
-        let reply = self.channel.send(&Command { ins: 0x24, p1: 0, p2: PIN_REFERENCE, data: &both, answer: false })?;
+        let reply =
+            self.channel.send(&Command { ins: 0x24, p1: 0, p2: PIN_REFERENCE, data: &both, answer: Answer::Status })?;
         pin_accepted(reply.status)
     }
 
@@ -211,7 +223,7 @@ impl<'a> Piv<'a> {
         tlv::push(&mut data, 0x82, &[]);
         tlv::push(&mut data, 0x81, ciphertext);
 
-        let reply = self.send(0x87, algorithm, SLOT, &data)?;
+        let reply = self.send_long(0x87, algorithm, SLOT, &data)?;
         match reply.status {
             SW_OK => {}
             SW_SECURITY => return Err(CardError::PinRequired),

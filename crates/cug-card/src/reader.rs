@@ -3,6 +3,7 @@
 use crate::{
     Card, CardError, PinRequest,
     apdu::{Channel, Transmit},
+    lengths,
     piv::{PinState, Piv},
 };
 use cug_proto::{
@@ -46,7 +47,34 @@ impl Seat {
 /// Sends APDUs within a transaction.
 struct Link<'a> {
     card: &'a pcsc::Card,
+    talk: Talk,
+}
+
+/// How a card and its reader are talked to.
+#[derive(Clone, Copy, Default)]
+struct Talk {
     t0: bool,
+    /// Both say that they take extended lengths.
+    extended: bool,
+}
+
+impl Talk {
+    /// Asks the connection. Sends nothing to the card.
+    fn with(card: &pcsc::Card, atr: &[u8]) -> Result<Self, CardError> {
+        let (mut name, mut answer) = ([0; pcsc::MAX_BUFFER_SIZE], [0; pcsc::MAX_ATR_SIZE]);
+        let t0 = card.status2(&mut name, &mut answer)?.protocol2() == Some(pcsc::Protocol::T0);
+        // Under T=0 extended lengths need an envelope, which saves nothing.
+        Ok(Self { t0, extended: !t0 && lengths::card_takes_extended(atr) && reader_takes_extended(card) })
+    }
+}
+
+/// What the reader says; most say nothing when they can only do the ordinary.
+fn reader_takes_extended(card: &pcsc::Card) -> bool {
+    let (mut features, mut properties) = ([0; pcsc::MAX_BUFFER_SIZE], [0; pcsc::MAX_BUFFER_SIZE]);
+    let code = card.control(pcsc::ctl_code(lengths::FEATURE_REQUEST.into()), &[], &mut features);
+    let code = code.ok().and_then(lengths::properties_code);
+    code.and_then(|code| card.control(code.into(), &[], &mut properties).ok())
+        .is_some_and(lengths::reader_takes_extended)
 }
 
 impl Transmit for Link<'_> {
@@ -55,7 +83,11 @@ impl Transmit for Link<'_> {
     }
 
     fn is_t0(&self) -> bool {
-        self.t0
+        self.talk.t0
+    }
+
+    fn is_extended(&self) -> bool {
+        self.talk.extended
     }
 }
 
@@ -64,7 +96,9 @@ pub(crate) struct Connection {
     context: Context,
     seat: Seat,
     card: Option<pcsc::Card>,
-    t0: bool,
+    talk: Talk,
+    /// The reader could not carry what it said it could: extended lengths are not tried again.
+    short_only: bool,
     /// A transaction is open beyond the call that began it.
     held: bool,
     /// The card knows a PIN from us: reset it on the way out.
@@ -74,7 +108,7 @@ pub(crate) struct Connection {
 impl Connection {
     /// Prepares; the card is connected to when it is used.
     pub fn new(context: Context, seat: Seat) -> Self {
-        Self { context, seat, card: None, t0: false, held: false, unlocked: false }
+        Self { context, seat, card: None, talk: Talk::default(), short_only: false, held: false, unlocked: false }
     }
 
     /// What it is bound to.
@@ -105,6 +139,13 @@ impl Connection {
         done
     }
 
+    /// From now on without extended lengths; `false` when there were none.
+    fn shorten(&mut self) -> bool {
+        self.release();
+        self.short_only = true;
+        std::mem::take(&mut self.talk.extended)
+    }
+
     /// The PIN was accepted (or may have been): the card is reset when it is released.
     pub fn mark_unlocked(&mut self) {
         self.unlocked = true;
@@ -116,10 +157,10 @@ impl Connection {
         work: &mut impl FnMut(&mut Piv<'_>) -> Result<T, CardError>,
     ) -> Result<T, CardError> {
         self.connect()?;
-        let t0 = self.t0;
+        let talk = self.talk;
         let card = self.card.as_mut().ok_or(CardError::Removed)?;
         if self.held {
-            let mut link = Link { card, t0 };
+            let mut link = Link { card, talk };
             return work(&mut Piv::new(Channel::new(&mut link)));
         }
         let transaction = match card.transaction2() {
@@ -130,7 +171,7 @@ impl Connection {
             }
             Err((_, error)) => return Err(error.into()),
         };
-        let mut link = Link { card: &transaction, t0 };
+        let mut link = Link { card: &transaction, talk };
         let mut piv = Piv::new(Channel::new(&mut link));
         let result = piv.select().and_then(|()| work(&mut piv))?;
         tracing::debug!(apdus = piv.sent(), "card");
@@ -147,7 +188,8 @@ impl Connection {
             return Ok(());
         }
         let card = self.context.connect(&self.seat.reader, ShareMode::Shared, Protocols::T0 | Protocols::T1)?;
-        self.t0 = card.status2_owned()?.protocol2() == Some(pcsc::Protocol::T0);
+        self.talk = Talk::with(&card, &self.seat.atr)?;
+        self.talk.extended &= !self.short_only;
         self.card = Some(card);
         // Checked after the connection is made: what was read before it may have been about another card.
         if Seat::now(&self.context, &self.seat.reader)?.as_ref() == Some(&self.seat) {
@@ -194,11 +236,21 @@ impl ReaderCard {
     /// Reads the card in this seat. Blocks while another program has a transaction with it.
     pub fn open(context: &Context, seat: Seat) -> Result<Self, CardError> {
         let mut connection = Connection::new(context.clone(), seat);
-        let (identity, pin) = connection.with(false, |piv| {
+        let read = |piv: &mut Piv<'_>| {
             let identity = piv.identity()?;
             let pin = if identity.without_pin { PinState::Open } else { piv.pin_state()? };
             Ok((identity, pin))
-        })?;
+        };
+        let (identity, pin) = match connection.with(false, read) {
+            // What either of the two makes of an APDU that it cannot carry, whatever it said, is anybody's guess.
+            Err(error @ (CardError::Reader(_) | CardError::Malformed(_) | CardError::Refused(_)))
+                if connection.shorten() =>
+            {
+                tracing::debug!(%error, "once more without extended lengths");
+                connection.with(false, read)
+            }
+            other => other,
+        }?;
         Ok(Self { connection, server_object: identity.server_object, fingerprint: identity.fingerprint, pin })
     }
 

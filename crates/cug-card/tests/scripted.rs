@@ -6,7 +6,7 @@ mod common;
 use common::Organisation;
 use cug_card::{
     CardError, PinRequest,
-    apdu::{Channel, Command, MAX_REPLY, Transmit},
+    apdu::{Answer, Channel, Command, MAX_REPLY, Transmit},
     personalise::RsaKey,
     piv::{PinState, Piv},
     tlv,
@@ -26,6 +26,7 @@ struct Script {
     answers: VecDeque<Vec<u8>>,
     asked: Vec<Vec<u8>>,
     t0: bool,
+    extended: bool,
 }
 
 impl Script {
@@ -58,6 +59,10 @@ impl Transmit for Script {
 
     fn is_t0(&self) -> bool {
         self.t0
+    }
+
+    fn is_extended(&self) -> bool {
+        self.extended
     }
 }
 
@@ -267,6 +272,35 @@ fn a_wrong_le_is_corrected_and_t0_gets_none() {
     assert_eq!(script.asked[0].len(), 5 + 5);
 }
 
+#[test]
+fn with_extended_lengths_a_command_is_one_apdu() {
+    let data = [0x53, 0x82, 0x02, 0x00].iter().copied().chain(std::iter::repeat_n(7, 512)).collect::<Vec<_>>();
+    let answer = [data.clone(), sw(0x9000)].concat();
+    let mut script = Script { extended: true, ..Script::new([answer, sw(0x6982)]) };
+    let mut piv = script.piv();
+    assert_eq!(piv.object([1, 2, 3]).unwrap().unwrap().as_slice(), &data[4..]);
+    assert!(matches!(piv.open_challenge(&[1; 256]), Err(CardError::PinRequired)));
+    assert_eq!(script.asked[0], [0, 0xCB, 0x3F, 0xFF, 0, 0, 5, 0x5C, 3, 1, 2, 3, 0, 0]);
+    assert_eq!((script.asked.len(), script.asked[1].len()), (2, 7 + 266 + 2));
+    assert_eq!(script.asked[1][..7], [0, 0x87, 0x07, 0x9D, 0, 1, 10]);
+    assert!(script.asked[1].ends_with(&[0, 0]));
+}
+
+#[test]
+fn a_card_that_does_not_keep_its_word_gets_short_commands() {
+    let object = vec![0x53, 0x02, 9, 9, 0x90, 0x00];
+    let mut script = Script { extended: true, ..Script::new([sw(0x6700), object.clone(), object]) };
+    let mut piv = script.piv();
+    assert_eq!(piv.object([1, 2, 3]).unwrap().unwrap().as_slice(), [9, 9]);
+    assert_eq!(piv.object([1, 2, 3]).unwrap().unwrap().as_slice(), [9, 9]);
+    // Asked once with an extended length, and never again.
+    assert_eq!(script.asked.iter().map(Vec::len).collect::<Vec<_>>(), [14, 11, 11]);
+    // The private-key operation as well; a wrong length is a refusal when the command was short already.
+    let mut script = Script { extended: true, ..Script::new([sw(0x6700), sw(0x9000), sw(0x6700)]) };
+    assert!(matches!(script.piv().open_challenge(&[1; 256]), Err(CardError::Refused(0x6700))));
+    assert_eq!((script.asked[0].len(), script.asked[1][0], script.asked[2][0]), (275, 0x10, 0));
+}
+
 proptest! {
     #[test]
     fn whatever_a_card_says_nothing_panics(answers in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..260), 0..12)) {
@@ -274,13 +308,14 @@ proptest! {
         let _ = Script::new(answers.clone()).piv().identity();
         let _ = Script::new(answers.clone()).piv().pin_state();
         let _ = Script::new(answers.clone()).piv().certificate();
-        let _ = Script::new(answers).piv().open_challenge(&[1; 384]);
+        let _ = Script::new(answers.clone()).piv().open_challenge(&[1; 384]);
+        let _ = Script { extended: true, ..Script::new(answers) }.piv().identity();
     }
 
     #[test]
     fn commands_are_cut_and_put_together(data in proptest::collection::vec(any::<u8>(), 0..1200)) {
         let mut script = Script::new(std::iter::repeat_n(sw(0x9000), 6));
-        Channel::new(&mut script).send(&Command { ins: 0xDB, p1: 0x3F, p2: 0xFF, data: &data, answer: false }).unwrap();
+        Channel::new(&mut script).send(&Command { ins: 0xDB, p1: 0x3F, p2: 0xFF, data: &data, answer: Answer::Status }).unwrap();
         let mut together = Vec::new();
         for (n, apdu) in script.asked.iter().enumerate() {
             let last = n + 1 == script.asked.len();
@@ -295,7 +330,7 @@ proptest! {
     fn replies_are_bounded(parts in 1usize..64) {
         let mut script = Script::default();
         script.answer(&vec![5; parts * 256], 0x9000);
-        let reply = Channel::new(&mut script).send(&Command { ins: 0xCB, p1: 0, p2: 0, data: &[], answer: true });
+        let reply = Channel::new(&mut script).send(&Command { ins: 0xCB, p1: 0, p2: 0, data: &[], answer: Answer::Long });
         prop_assert_eq!(reply.is_ok(), parts * 256 <= MAX_REPLY);
     }
 }

@@ -24,6 +24,11 @@ impl<C: Card + ?Sized> Card for Box<C> {
     }
 }
 
+/// Historical bytes of a card that takes chained commands and extended lengths, and its maker's name of seven bytes (ISO 7816-4, 12.1.1).
+pub(crate) fn extended(name: &[u8; 7]) -> Vec<u8> {
+    [&[0x80, 0x73, 0xC0, 0x21, 0xC0, 0x57], &name[..]].concat()
+}
+
 /// An answer to reset for T=1 with these (at most 15) historical bytes.
 pub(crate) fn atr(historical: &[u8]) -> Vec<u8> {
     let count = u8::try_from(historical.len().min(15)).unwrap_or(15);

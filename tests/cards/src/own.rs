@@ -66,6 +66,8 @@ pub struct OwnOptions {
     pub pin_policy: PinPolicy,
     /// Serial number.
     pub serial: u32,
+    /// Says that it takes extended lengths. It takes them in any case, as many cards do that do not say so.
+    pub extended: bool,
 }
 
 impl Default for OwnOptions {
@@ -79,6 +81,7 @@ impl Default for OwnOptions {
             management: Management::default(),
             pin_policy: PinPolicy::Once,
             serial: 7_531_000,
+            extended: true,
         }
     }
 }
@@ -156,6 +159,7 @@ pub struct OwnCard {
     pub(crate) management: Management,
     pub(crate) pin_policy: PinPolicy,
     pub(crate) serial: u32,
+    extended: bool,
     pub(crate) keys: BTreeMap<u8, SlotKey>,
     /// Value of each data object, without the outer tag 53.
     pub(crate) objects: BTreeMap<u32, Vec<u8>>,
@@ -175,6 +179,7 @@ impl OwnCard {
             management: options.management,
             pin_policy: options.pin_policy,
             serial: options.serial,
+            extended: options.extended,
             keys: BTreeMap::new(),
             objects: BTreeMap::new(),
             session: Session::default(),
@@ -218,6 +223,7 @@ impl OwnCard {
             management: Management::new(saved.management_algorithm, saved.management_key)?,
             pin_policy: saved.pin_policy,
             serial: saved.serial,
+            extended: true,
             keys,
             objects,
             session: Session::default(),
@@ -295,7 +301,7 @@ impl OwnCard {
 
 impl Card for OwnCard {
     fn atr(&self) -> Vec<u8> {
-        card::atr(b"CUG PIV")
+        if self.extended { card::atr(&card::extended(b"CUG PIV")) } else { card::atr(b"CUG PIV") }
     }
 
     fn reset(&mut self) {

@@ -31,6 +31,11 @@ const TAG_POLLING_THREAD_WITH_TIMEOUT: c_ulong = 0x0FB3;
 /// SCARD_ATTR_ATR_STRING of the Windows API.
 const ATTR_ATR: c_ulong = 0x0009_0303;
 
+/// CM_IOCTL_GET_FEATURE_REQUEST of PC/SC part 10, as pcscd's `reader.h` codes it.
+const FEATURE_REQUEST: c_ulong = 0x4200_0000 + 3400;
+/// Our number for FEATURE_GET_TLV_PROPERTIES.
+const PROPERTIES: u32 = 0x4233_0012;
+
 const POWER_UP: c_ulong = 500;
 const POWER_DOWN: c_ulong = 501;
 const RESET: c_ulong = 502;
@@ -239,25 +244,36 @@ pub extern "C" fn IFDHICCPresence(lun: c_ulong) -> c_long {
     }
 }
 
-/// There are no reader functions beyond the card itself.
+/// The features of PC/SC part 10 that this reader has: it tells that it carries APDUs of any length.
 ///
 /// # Safety
-/// `returned` is null or writable.
+/// `rx` has room for `rx_length` bytes; `returned` is null or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn IFDHControl(
     _lun: c_ulong,
-    _code: c_ulong,
+    code: c_ulong,
     _tx: *const c_uchar,
     _tx_length: c_ulong,
-    _rx: *mut c_uchar,
-    _rx_length: c_ulong,
+    rx: *mut c_uchar,
+    rx_length: c_ulong,
     returned: *mut c_ulong,
 ) -> c_long {
+    let answer = if code == FEATURE_REQUEST {
+        Ok([&[0x12, 4][..], &PROPERTIES.to_be_bytes()].concat())
+    } else if code == c_ulong::from(PROPERTIES) {
+        // dwMaxAPDUDataSize
+        Ok([&[0x0A, 4][..], &0x1_0000_u32.to_le_bytes()].concat())
+    } else {
+        Err(IFD_ERROR_NOT_SUPPORTED)
+    };
+    let mut length = rx_length;
+    // SAFETY: `rx` has room for `rx_length` bytes by the contract of this function.
+    let result = unsafe { give_or_fail(answer, rx, &raw mut length) };
     if !returned.is_null() {
         // SAFETY: not null, and writable by the contract of this function.
-        unsafe { *returned = 0 };
+        unsafe { *returned = if result == IFD_SUCCESS { length } else { 0 } };
     }
-    IFD_ERROR_NOT_SUPPORTED
+    result
 }
 
 /// Copies an answer out, or sets the length to 0 and returns the error.
