@@ -11,7 +11,7 @@ use std::{
 };
 
 use cug_proto::{
-    frame::{self, HEADER_LEN, MAX_LOGIN, MAX_SESSION},
+    frame::{self, HEADER_LEN, MAX_LOGIN, MAX_MEMBERS, MAX_SESSION},
     id::UserId,
     local::{Refusal, Reply, Request},
     notice::Notice,
@@ -322,14 +322,58 @@ async fn read(stream: &mut UnixStream, idle: Duration, max: usize) -> Option<Res
     Some(Ok(body))
 }
 
+/// Most bytes that a reply may take. A list of members is as long as they are many.
+fn room(reply: &Reply) -> usize {
+    /// Of one member, its names included.
+    const MEMBER: usize = 512;
+    match reply {
+        Reply::Peers(groups) => {
+            let members: usize = groups.iter().map(|group| group.peers.len()).sum();
+            MAX_SESSION.saturating_add(members.saturating_mul(MEMBER)).min(MAX_MEMBERS)
+        }
+        _ => MAX_SESSION,
+    }
+}
+
 /// `false` when the caller does not take it.
 async fn write(stream: &mut UnixStream, reply: &Reply) -> bool {
-    let frame = frame::encode(reply, MAX_SESSION).or_else(|_| {
+    let frame = frame::encode(reply, room(reply)).or_else(|_| {
         tracing::error!("an answer does not fit into a frame");
         frame::encode(&Reply::Refused(Refusal::Busy), MAX_SESSION)
     });
     match frame {
         Ok(frame) => matches!(timeout(FRAME_TIME, stream.write_all(&frame)).await, Ok(Ok(()))),
         Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cug_proto::local::{GroupPeers, PeerStatus};
+
+    #[test]
+    fn a_list_of_members_has_room_however_many_they_are() {
+        let longest = || PeerStatus {
+            user: "u".repeat(UserId::MAX).parse().unwrap(),
+            host_name: "h".repeat(cug_proto::id::HostName::MAX).parse().unwrap(),
+            endpoint: Some("[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap()),
+            address4: [255; 4].into(),
+            address6: [255; 16].into(),
+            handshake_ms: Some(u64::MAX),
+            received: u64::MAX,
+            sent: u64::MAX,
+            name: Some("n".repeat(253)),
+        };
+        for count in [0, 1, 1000, 20_000] {
+            let peers = (0..count).map(|_| longest()).collect();
+            let group = GroupPeers { group: "g".parse().unwrap(), user: "u".parse().unwrap(), peers };
+            let reply = Reply::Peers(vec![group]);
+            let frame = frame::encode(&reply, room(&reply)).unwrap();
+            assert!(frame.len() <= MAX_MEMBERS, "{count}: {}", frame.len());
+            assert!(
+                matches!(frame::decode(&frame[HEADER_LEN..]), Ok(Reply::Peers(groups)) if groups[0].peers.len() == count)
+            );
+        }
     }
 }

@@ -13,6 +13,9 @@ pub const MAX_LOGIN: usize = 16 * 1024;
 /// [`crate::policy::MAX_ALLOW`] exceptions each, some 35 KiB, comes in one.
 pub const MAX_SESSION: usize = 64 * 1024;
 
+/// Largest message body that `cugctl` takes from `cugd`, in bytes: the members of a whole /16, with what was measured of each.
+pub const MAX_MEMBERS: usize = 32 * 1024 * 1024;
+
 /// Bytes of the length in front of a body.
 pub const HEADER_LEN: usize = 4;
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use cug_proto::{
-    frame::{self, HEADER_LEN, MAX_LOGIN, MAX_SESSION},
+    frame::{self, HEADER_LEN, MAX_LOGIN, MAX_MEMBERS},
     local::{Reply, Request},
 };
 
@@ -49,7 +49,7 @@ impl Connection {
     fn receive(&mut self) -> io::Result<Option<Reply>> {
         let mut header = [0; HEADER_LEN];
         self.0.read_exact(&mut header)?;
-        let mut body = vec![0; frame::body_len(header, MAX_SESSION).map_err(io::Error::other)?];
+        let mut body = vec![0; frame::body_len(header, MAX_MEMBERS).map_err(io::Error::other)?];
         self.0.read_exact(&mut body)?;
         Ok(frame::decode(&body).ok())
     }
