@@ -75,7 +75,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let names = config.names_suffix.as_ref().map(|_| Names::start(config.names, events.clone()));
     let mut driver = Driver::new(
         State::new(settings(&config, backend, guard.layers())?).following(config.names_suffix.clone(), clock::now()),
-        WgTunnels::new(events.clone(), backend, config.listen_ports.clone(), guard, config.servers.clone()),
+        WgTunnels::new(
+            events.clone(),
+            backend,
+            config.listen_ports.clone(),
+            guard,
+            config.servers.clone(),
+            host::account,
+        ),
         TlsLinks::new(events.clone(), config.server_timeout),
         CardWatches::new(events.clone(), config.readers.clone(), config.media.clone()),
         Leaders::new(events.clone()),

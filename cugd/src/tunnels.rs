@@ -9,7 +9,12 @@ use std::{
     time::Duration,
 };
 
-use cug_proto::{id::GroupId, message::WgPublicKey, policy::Policy, secret::Secret};
+use cug_proto::{
+    id::{GroupId, UserId},
+    message::WgPublicKey,
+    policy::Policy,
+    secret::Secret,
+};
 use futures_util::future::join_all;
 use tokio::{
     net::lookup_host,
@@ -20,16 +25,16 @@ use tokio::{
 
 use crate::{
     clock,
-    core::{Event, InterfaceSpec, Number, PeerSpec, Sight, TunnelEvent},
+    core::{Event, FenceSpec, InterfaceSpec, Number, PeerSpec, Sight, TunnelEvent},
     guard::{
-        Guard, causes,
+        Guard, Layers, causes,
         plan::{self, Exception, Fence},
     },
     teardown::{self, Ended},
     tunnel::{Backend, DEFAULT_MTU, InterfaceConfig, PeerConfig, PeerStats, Routing, Tunnel, TunnelError},
 };
 
-/// How long the names of the management servers may take to be found when a closed group's members are confined.
+/// How long the names of the management servers may take to be found when a closed group's members are confined, and an account.
 const LOOKUP: Duration = Duration::from_secs(1);
 
 /// Tunnels of sessions. Calls return at once; what happens comes as events.
@@ -42,6 +47,8 @@ pub trait Tunnels {
 
 /// Work on a session's tunnel.
 pub enum Order {
+    /// Raise the guard of interfaces that will belong to this user. Without it, [`Order::Up`] does.
+    Fence(UserId, Vec<FenceSpec>),
     /// Make an interface; `Raised` or `Failed` follows.
     Up(Arc<Secret<32>>, InterfaceSpec),
     /// Add or change peers.
@@ -69,6 +76,7 @@ pub struct WgTunnels {
     ports: RangeInclusive<u16>,
     guard: Guard,
     servers: Vec<String>,
+    accounts: fn(&UserId) -> Option<u32>,
     workers: HashMap<Number, Handle>,
 }
 
@@ -78,15 +86,16 @@ struct Handle {
 }
 
 impl WgTunnels {
-    /// Reports to `events`. `servers`, each `host:port`, stay within reach of confined users.
+    /// Reports to `events`. `servers`, each `host:port`, stay within reach of confined users. `accounts` finds the user ID of a user; it may block.
     pub fn new(
         events: mpsc::Sender<Event>,
         backend: Backend,
         ports: RangeInclusive<u16>,
         guard: Guard,
         servers: Vec<String>,
+        accounts: fn(&UserId) -> Option<u32>,
     ) -> Self {
-        Self { events, backend, ports, guard, servers, workers: HashMap::new() }
+        Self { events, backend, ports, guard, servers, accounts, workers: HashMap::new() }
     }
 
     fn start(&self, number: Number) -> Handle {
@@ -99,6 +108,7 @@ impl WgTunnels {
             ports: self.ports.clone(),
             guard: self.guard.clone(),
             servers: self.servers.clone(),
+            accounts: self.accounts,
             groups: BTreeMap::new(),
             ended: Ended::default(),
             lost: JoinSet::new(),
@@ -110,7 +120,7 @@ impl WgTunnels {
 
 impl Tunnels for WgTunnels {
     fn order(&mut self, number: Number, order: Order) {
-        if matches!(order, Order::Up(..)) && !self.workers.contains_key(&number) {
+        if matches!(order, Order::Fence(..) | Order::Up(..)) && !self.workers.contains_key(&number) {
             let handle = self.start(number);
             self.workers.insert(number, handle);
         }
@@ -142,6 +152,7 @@ struct Worker {
     ports: RangeInclusive<u16>,
     guard: Guard,
     servers: Vec<String>,
+    accounts: fn(&UserId) -> Option<u32>,
     groups: BTreeMap<GroupId, Tunnel>,
     /// What there was, to look for at the end.
     ended: Ended,
@@ -186,6 +197,12 @@ impl Worker {
 
     async fn carry_out(&mut self, order: Order, stop: &mut watch::Receiver<bool>) -> Result<(), TunnelError> {
         match order {
+            Order::Fence(user, fences) => {
+                if let Err(error) = self.fence(user, fences).await {
+                    tracing::debug!(error = %error.with_causes(), "the guard is not raised beforehand");
+                }
+                Ok(())
+            }
             Order::Up(private, interface) => self.up(private, interface).await,
             Order::Upsert(group, peers) => match self.groups.get(&group) {
                 Some(tunnel) => {
@@ -245,23 +262,44 @@ impl Worker {
         .await
     }
 
+    /// All at once, which costs no more than one.
+    async fn fence(&mut self, user: UserId, specs: Vec<FenceSpec>) -> Result<(), TunnelError> {
+        // Rules alone go by the user's cgroup, which the login may be making just now. A closed group confines its member's programs, but only from
+        // the opening on: the login may still be refused.
+        let confines = specs.iter().any(|spec| !matches!(plan::closed(&spec.policy), Ok(None)));
+        if confines || self.guard.layers() == Layers::Rules {
+            return Ok(());
+        }
+        let accounts = self.accounts;
+        let lookup = tokio::task::spawn_blocking(move || accounts(&user));
+        let Ok(Ok(Some(uid))) = timeout(LOOKUP, lookup).await else { return Ok(()) };
+        let mut fences = Vec::with_capacity(specs.len());
+        for spec in &specs {
+            fences.push(self.fence_of(spec, uid).await?);
+        }
+        Ok(self.guard.raise(fences).await?)
+    }
+
+    /// From now on the end looks for it.
+    async fn fence_of(&mut self, spec: &FenceSpec, uid: u32) -> Result<Fence, TunnelError> {
+        if !self.ended.interfaces.contains(&spec.name) {
+            self.ended.interfaces.push(spec.name.clone());
+        }
+        let closed = self.closed(&spec.policy).await?;
+        Ok(Fence { name: spec.name.clone(), uid, addresses: spec.addresses.clone(), closed })
+    }
+
     /// Not interrupted by a stop: what it makes must be known here to be taken down.
     async fn up(&mut self, private: Arc<Secret<32>>, interface: InterfaceSpec) -> Result<(), TunnelError> {
-        let fence = Fence {
-            name: interface.name.clone(),
-            uid: interface.uid,
-            addresses: interface.addresses.clone(),
-            closed: self.closed(&interface.policy).await?,
-        };
+        let fence = self.fence_of(&interface.fence, interface.uid).await?;
         self.ended.keys = vec![Arc::downgrade(&private)];
-        self.ended.interfaces.push(interface.name.clone());
-        // Before there is anything to guard; if the interface cannot be made, the end takes the guard away.
-        self.guard.raise(fence).await?;
+        // Before there is anything to guard; if the interface cannot be made, the end takes the guard away. As a rule it stands already.
+        self.guard.raise([fence]).await?;
         let config = InterfaceConfig {
-            name: interface.name,
+            name: interface.fence.name,
             private_key: private,
             ports: self.ports.clone(),
-            addresses: interface.addresses,
+            addresses: interface.fence.addresses,
             routes: Vec::new(),
             mtu: DEFAULT_MTU,
             routing: Routing::User(interface.uid),
@@ -282,14 +320,8 @@ impl Worker {
     /// Interfaces first, because they are what the keys are for; then what was around them; then a look whether it is true.
     async fn fall(&mut self) {
         self.lost.abort_all();
-        for tunnel in std::mem::take(&mut self.groups).into_values() {
-            match tunnel.down().await {
-                Ok(()) => tracing::info!(interface = %tunnel.interface().name, "interface down"),
-                Err(error) => {
-                    tracing::error!(interface = %tunnel.interface().name, error = %error.with_causes(), "a tunnel is not down");
-                }
-            }
-        }
+        join_all(std::mem::take(&mut self.groups).into_values().map(take_down)).await;
+        self.tell(TunnelEvent::Gone).await;
         let mut ended = std::mem::take(&mut self.ended);
         ended.programs = self.guard.program_ids().await.unwrap_or_default();
         if let Err(error) = self.guard.lower(&ended.interfaces).await {
@@ -313,6 +345,15 @@ impl Worker {
 
     async fn tell(&self, event: TunnelEvent) {
         let _daemon_stops = self.events.send(Event::Tunnel { number: self.number, event }).await;
+    }
+}
+
+async fn take_down(tunnel: Tunnel) {
+    match tunnel.down().await {
+        Ok(()) => tracing::info!(interface = %tunnel.interface().name, "interface down"),
+        Err(error) => {
+            tracing::error!(interface = %tunnel.interface().name, error = %error.with_causes(), "a tunnel is not down");
+        }
     }
 }
 

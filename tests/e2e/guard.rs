@@ -11,6 +11,7 @@ use cug_tests::terminal::MEDIUM;
 use cug_tests::wait;
 use cug_tests::world::World;
 use std::net::IpAddr;
+use std::time::Duration;
 
 #[test]
 fn nobody_else_at_the_terminal_gets_into_the_tunnel() {
@@ -183,4 +184,36 @@ fn a_closed_group_by_the_administrators_word() {
 
 fn reaches_by_tcp(from: &Space, to: [IpAddr; 2]) -> bool {
     to.iter().all(|to| exchange(from, "USER-A", *to, ECHO_PORT, "hello", PATIENCE).unwrap_or(false))
+}
+
+/// A login that nobody opens: how often the guard was seen before it was given up.
+fn guarded_while_granted(world: &World) -> anyhow::Result<bool> {
+    let terminal = world.terminal(1);
+    let mut login = terminal.login(&Script::new("USER-A").password("passwd1").last("authenticate"))?;
+    login.result("authenticate")?;
+    let table = || terminal.space().run("nft", &["list", "tables"]).is_ok_and(|out| out.out.contains("inet cug"));
+    let mut seen = false;
+    wait::for_true("the end of the grant", SOON, || {
+        seen |= table();
+        terminal.wait_state("USER-A", "gone", Duration::from_millis(200)).is_ok()
+    })?;
+    ensure!(terminal.tunnels().is_empty(), "an interface without a session");
+    terminal.wait_clean(SOON)?;
+    Ok(seen)
+}
+
+#[test]
+fn the_guard_comes_before_the_session_but_confines_nobody_before_it() {
+    scenario("guard-before", |logs| {
+        let mut world = World::new(logs, 1)?;
+        let terminal = world.terminal_mut(1);
+        terminal.configure("grant-seconds = 2")?;
+        terminal.stop_cugd()?;
+        terminal.start_cugd()?;
+        let _card = world.terminal(1).insert(world.card("USER-A")?)?;
+        ensure!(guarded_while_granted(&world)?, "the guard of an open group waits for the session");
+        world.server.run(&["group", "set", "VPN1", "--policy", "closed"])?;
+        ensure!(!guarded_while_granted(&world)?, "a login that nobody opened confined the user's programs");
+        Ok(())
+    });
 }

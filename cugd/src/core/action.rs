@@ -74,6 +74,15 @@ pub enum Action {
         /// Which.
         link: LinkId,
     },
+    /// A session is about to be opened: let the guard stand before its interfaces do.
+    Fence {
+        /// Whose.
+        number: Number,
+        /// To whom the interfaces will belong.
+        user: UserId,
+        /// Around what.
+        fences: Vec<FenceSpec>,
+    },
     /// Make a group's interface.
     TunnelUp {
         /// Whose.
@@ -251,12 +260,18 @@ pub struct Attachment {
 pub struct InterfaceSpec {
     /// Which group.
     pub group: GroupId,
-    /// Its name.
+    /// Whose it is, in the operating system.
+    pub uid: u32,
+    /// What it is called, and how it is guarded.
+    pub fence: FenceSpec,
+}
+
+/// What the guard has to know of an interface, but for whose it is.
+pub struct FenceSpec {
+    /// The interface's name.
     pub name: InterfaceName,
     /// This terminal's overlay addresses, with the group's prefixes.
     pub addresses: Vec<IpNet>,
-    /// Whose it is, in the operating system.
-    pub uid: u32,
     /// What the owner's processes may reach besides.
     pub policy: Policy,
 }

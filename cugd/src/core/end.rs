@@ -134,16 +134,20 @@ impl State {
         self.sessions.get(user).and_then(|session| session.stage.life()).is_some_and(|life| life.channel.link.is_some())
     }
 
-    /// The server is told when the tunnel is down, or at once when there is none.
-    fn start_falling(&mut self, now: Time, fall: Fall, out: &mut Vec<Action>) {
-        match fall.number {
-            Some(number) => {
-                let falling =
-                    Falling { user: fall.user, waiting: Vec::new(), farewell: fall.farewell, until: now + FALL_TIME };
-                self.falling.insert(number, falling);
-            }
-            None => self.farewell(now, fall.farewell, out),
+    /// The server is told when the interfaces are gone, or at once when there are none.
+    fn start_falling(&mut self, now: Time, mut fall: Fall, out: &mut Vec<Action>) {
+        let later = if fall.standing { fall.farewell.take() } else { None };
+        if let Some(number) = fall.number {
+            let falling = Falling { user: fall.user, waiting: Vec::new(), farewell: later, until: now + FALL_TIME };
+            self.falling.insert(number, falling);
         }
+        self.farewell(now, fall.farewell, out);
+    }
+
+    /// The interfaces of a tunnel are gone: the others need not wait for what is still tidied up here.
+    pub(super) fn gone(&mut self, now: Time, number: Number, out: &mut Vec<Action>) {
+        let farewell = self.falling.get_mut(&number).and_then(|falling| falling.farewell.take());
+        self.farewell(now, farewell, out);
     }
 
     /// A tunnel is down.
@@ -188,6 +192,8 @@ struct Fall {
     user: UserId,
     /// The tunnel that is going down.
     number: Option<Number>,
+    /// It has interfaces, and not only a guard.
+    standing: bool,
     /// Whom to tell when it is down.
     farewell: Option<(LinkId, ClearReason)>,
 }
@@ -195,7 +201,7 @@ struct Fall {
 impl Session {
     /// Tunnel first, then the watch; then the secrets are dropped. Returns the rest, and the leaders whose `Open` failed with it.
     fn fall(&mut self, now: Time, user: &UserId, end: &End, out: &mut Vec<Action>) -> (Fall, Vec<Leader>) {
-        let mut fall = Fall { user: user.clone(), number: None, farewell: None };
+        let mut fall = Fall { user: user.clone(), number: None, standing: false, farewell: None };
         let until = match &self.stage {
             Stage::Granted(life) | Stage::Up(life) => life.expires,
             Stage::Suspended | Stage::Barred { .. } => return (fall, Vec::new()),
@@ -204,11 +210,12 @@ impl Session {
         else {
             return (fall, Vec::new());
         };
-        if life.has_tunnel {
+        if life.has_tunnel || life.fenced {
             out.push(Action::TunnelDown { number: life.number });
             fall.number = Some(life.number);
         }
         out.push(Action::StopWatch { number: life.number });
+        fall.standing = life.has_tunnel;
         match (life.channel.link, end.clear()) {
             (Some(link), Some(reason)) => fall.farewell = Some((link, reason)),
             (Some(link), None) => out.push(Action::Disconnect { link }),

@@ -189,6 +189,8 @@ pub enum TunnelEvent {
     },
     /// It could not be brought up or kept; why, for the log.
     Failed(String),
+    /// The interfaces are gone, and the keys with them; guard and traces follow.
+    Gone,
     /// All of this number is gone, as was looked for, but for what is named.
     Down {
         /// What is left over, by name.

@@ -18,7 +18,7 @@ use cug_proto::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    Action, InterfaceSpec, KEEPALIVE, Number, PeerSpec, Time,
+    Action, FenceSpec, InterfaceSpec, KEEPALIVE, Number, PeerSpec, Time,
     endpoints::{Path, candidates},
     roam::Calls,
 };
@@ -107,16 +107,14 @@ impl Group {
     }
 
     pub fn interface(&self, uid: u32) -> InterfaceSpec {
+        InterfaceSpec { group: self.grant.id, uid, fence: self.fence() }
+    }
+
+    pub fn fence(&self) -> FenceSpec {
         let own4 = Ipv4Net::new(self.grant.address4, self.prefix4.prefix_len());
         let own6 = Ipv6Net::new(self.grant.address6, self.prefix6.prefix_len());
         let addresses = own4.ok().map(IpNet::V4).into_iter().chain(own6.ok().map(IpNet::V6)).collect();
-        InterfaceSpec {
-            group: self.grant.id,
-            name: self.name.clone(),
-            addresses,
-            uid,
-            policy: self.grant.policy.clone(),
-        }
+        FenceSpec { name: self.name.clone(), addresses, policy: self.grant.policy.clone() }
     }
 
     /// Its interface and its networks.

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use cug_proto::{
     ProtocolError,
-    id::GroupId,
+    id::{GroupId, UserId},
     local::{CardBinding, Deliver, OfferId, OpenedGroup, Refusal, Reply},
     message::{ClientMessage, Endpoints, GroupPort, Known, MAX_ADDRESSES, MAX_GROUPS, SessionId, WgPublicKey},
     secret::Secret,
@@ -43,6 +43,8 @@ pub(super) struct Life {
     pub open_by: Option<Time>,
     /// Something of the tunnel was ordered, so it must be taken down; also when the group was left since.
     pub has_tunnel: bool,
+    /// The guard was ordered beforehand, so it must be lowered.
+    pub fenced: bool,
     /// When to look at the paths to the members.
     pub look_at: Option<Time>,
     /// Delivered by a user's own process, and not proved by the server yet: until then there is no interface.
@@ -171,6 +173,7 @@ impl Life {
             settled: false,
             open_by: Some(now + settings.server_timeout),
             has_tunnel: false,
+            fenced: false,
             look_at: None,
             proof: None,
             by_user: false,
@@ -240,6 +243,16 @@ impl Life {
             }
         }
         leaders
+    }
+
+    /// Orders the guard of interfaces to come, once: it takes longer to make than they do, and meanwhile the server hears of the login.
+    pub fn fence(&mut self, user: &UserId, out: &mut Vec<Action>) {
+        if self.fenced || self.has_tunnel || self.groups.is_empty() {
+            return;
+        }
+        let fences = self.groups.values().map(Group::fence).collect();
+        self.fenced = true;
+        out.push(Action::Fence { number: self.number, user: user.clone(), fences });
     }
 
     /// Orders the interfaces that are not there yet.

@@ -56,7 +56,7 @@ use cug_proto::{
     message::ClearReason,
 };
 
-pub use action::{Action, Attachment, GroupView, InterfaceSpec, PeerSpec};
+pub use action::{Action, Attachment, FenceSpec, GroupView, InterfaceSpec, PeerSpec};
 pub use desk::{Deed, LogindEvent, Removal};
 use desk::{Leaving, Vigil};
 use end::End;
@@ -305,6 +305,9 @@ impl State {
             }
             return self.fallen(now, number, out);
         }
+        if let TunnelEvent::Gone = event {
+            return self.gone(now, number, out);
+        }
         let Some((user, life)) = self.find(|life| life.number == number) else { return };
         match event {
             TunnelEvent::Raised { group, port } => {
@@ -313,7 +316,7 @@ impl State {
             }
             TunnelEvent::Seen { group, sights } => self.seen(now, number, group, &sights, out),
             TunnelEvent::Failed(cause) => self.end(now, &user, &End::Tunnel(cause), None, out),
-            TunnelEvent::Down { .. } => {}
+            TunnelEvent::Gone | TunnelEvent::Down { .. } => {}
         }
     }
 
@@ -328,6 +331,7 @@ impl State {
                 && life.watched
             {
                 life.answer(out, |waiter| matches!(waiter, Waiter::Delivered).then_some(Reply::Delivered(false)));
+                life.fence(user, out);
             }
             return;
         }

@@ -153,12 +153,12 @@ impl Guard {
         self.layers
     }
 
-    /// Guards an interface that is about to be made.
+    /// Guards interfaces that are about to be made. What is guarded so already costs nothing.
     ///
     /// # Errors
     /// [`GuardError`]; all is as it was before.
-    pub async fn raise(&self, fence: Fence) -> Result<(), GuardError> {
-        self.change(|plan| drop(plan.fences.insert(fence.name.clone(), fence))).await
+    pub async fn raise(&self, fences: impl IntoIterator<Item = Fence>) -> Result<(), GuardError> {
+        self.change(|plan| plan.fences.extend(fences.into_iter().map(|fence| (fence.name.clone(), fence)))).await
     }
 
     /// Changes what the members of the interface's group may reach besides, at once and for connections that stand as well.
@@ -192,7 +192,7 @@ impl Guard {
         plan.fences.retain(|name, _| !names.contains(name));
         // Both are tried, whatever becomes of the one.
         let detached = programs.as_mut().map_or(Ok(()), |programs| programs.apply(plan));
-        let ruled = nft::apply(plan, self.beside()).await;
+        let ruled = nft::apply(plan, self.beside(), false).await;
         detached?;
         ruled
     }
@@ -205,14 +205,14 @@ impl Guard {
             return Ok(());
         }
         if !plan.is_empty() {
-            nft::apply(&plan, self.beside()).await?;
+            nft::apply(&plan, self.beside(), state.plan.is_empty()).await?;
         }
         if let Some(programs) = &mut state.programs
             && let Err(error) = programs.apply(&plan)
         {
             // Back to what held before; what stood stays guarded by the programs all the time.
             let former = state.plan.clone();
-            if let Err(error) = nft::apply(&former, self.beside()).await {
+            if let Err(error) = nft::apply(&former, self.beside(), false).await {
                 tracing::error!(error = %causes(&error), "the former packet filter rules could not be restored");
             }
             return Err(error.into());

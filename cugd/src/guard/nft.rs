@@ -17,18 +17,25 @@ const RUN: Duration = Duration::from_secs(5);
 /// Where nft looks for cgroups.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Replaces the rules by those of `plan`, all or nothing.
+/// Replaces the rules by those of `plan`, all or nothing. `first`: there should be none of ours yet.
 ///
 /// # Errors
 /// [`GuardError::NoNft`], [`GuardError::Nft`] with what nft said; the former rules stay. [`GuardError::NoSlice`] when listeners could not be
 /// told apart.
-pub async fn apply(plan: &Plan, beside: Beside) -> Result<(), GuardError> {
+pub async fn apply(plan: &Plan, beside: Beside, first: bool) -> Result<(), GuardError> {
     if beside == Beside::Nothing {
         for uid in plan.fences.values().map(|fence| fence.uid) {
             let slice = Path::new(CGROUPS).join(rules::slice(uid));
             if !slice.is_dir() {
                 return Err(GuardError::NoSlice(slice));
             }
+        }
+    }
+    if first && !plan.is_empty() {
+        match run(&["-f", "-"], &rules::first_transaction(plan, beside)).await {
+            // A table of our name is there, or it would be refused in any case.
+            Err(GuardError::Nft(_)) => {}
+            other => return other.map(drop),
         }
     }
     run(&["-f", "-"], &rules::transaction(plan, beside)).await.map(drop)

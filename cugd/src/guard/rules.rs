@@ -22,10 +22,20 @@ pub enum Beside {
     Nothing,
 }
 
-/// The transaction that makes the rules those of `plan`; an empty plan has no table.
+/// The transaction that makes the rules those of `plan`, whatever there was; an empty plan has no table.
 pub fn transaction(plan: &Plan, beside: Beside) -> String {
     // Deleting a table that is not there is an error, so it is made first.
-    let mut text = format!("add table inet {TABLE}\ndelete table inet {TABLE}\n");
+    format!("add table inet {TABLE}\ndelete table inet {TABLE}\n{}", table(plan, beside))
+}
+
+/// The same where there is no table of ours; refused where there is one. What deletes nothing need not wait until no packet looks at it any more,
+/// which takes the kernel longer than all the rest.
+pub fn first_transaction(plan: &Plan, beside: Beside) -> String {
+    format!("create table inet {TABLE}\n{}", table(plan, beside))
+}
+
+fn table(plan: &Plan, beside: Beside) -> String {
+    let mut text = String::new();
     if !plan.is_empty() {
         text += &format!("table inet {TABLE} {{\n");
         plan.fences.values().for_each(|fence| text += &own_chains(fence, plan, beside));
@@ -33,7 +43,7 @@ pub fn transaction(plan: &Plan, beside: Beside) -> String {
             text += &confinement(uid, &allowed);
         }
         text += &input(plan);
-        text += &output(plan);
+        text += &output(plan, beside);
         text += &forward(plan);
         text += "}\n";
     }
@@ -108,8 +118,20 @@ fn input(plan: &Plan) -> String {
     text + "}\n"
 }
 
-fn output(plan: &Plan) -> String {
-    let mut text = "chain output {\ntype filter hook output priority filter; policy accept;\n".to_owned();
+/// What the kernel itself sends to an overlay address inside this machine: answers, and nothing that begins anything. Told by the packets and not by the
+/// kernel's connection tracking, which would be switched on for all traffic of the workstation by one rule that asks it.
+const ANSWERS: &str = "chain answers {\n\
+    tcp flags & (fin | syn | rst | ack) == syn drop\nmeta l4proto tcp accept\n\
+    icmp type { echo-reply, destination-unreachable, time-exceeded, parameter-problem } accept\n\
+    icmpv6 type { echo-reply, destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept\n\
+    drop\n}\n";
+
+fn output(plan: &Plan, beside: Beside) -> String {
+    let mut text = match beside {
+        Beside::Programs => ANSWERS.to_owned(),
+        Beside::Nothing => String::new(),
+    };
+    text += "chain output {\ntype filter hook output priority filter; policy accept;\n";
     let shared = plan.shared();
     for (address, fences) in holders(plan) {
         let to = format!("oifname \"lo\" {} daddr {address}", family(address));
@@ -117,7 +139,10 @@ fn output(plan: &Plan) -> String {
             Some(fence) if !shared.contains(&address) => {
                 let uid = fence.uid;
                 text += &format!("{to} meta skuid {uid} accept\n{to} meta skuid != {uid} drop\n");
-                text += &format!("{to} ct state established,related accept\n{to} drop\n");
+                text += &match beside {
+                    Beside::Programs => format!("{to} jump answers\n"),
+                    Beside::Nothing => format!("{to} ct state established,related accept\n{to} drop\n"),
+                };
             }
             // Two owners: nobody could say who listens there.
             _ => text += &format!("{to} drop\n"),
@@ -167,6 +192,9 @@ mod tests {
     #[test]
     fn an_empty_plan_leaves_no_table() {
         assert_eq!(transaction(&Plan::default(), Beside::Programs), "add table inet cug\ndelete table inet cug\n");
+        let plan = plan(vec![fence(0xaa, 7, &["100.96.0.1/24"], None)], &[]);
+        let first = first_transaction(&plan, Beside::Programs);
+        assert!(first.starts_with("create table inet cug\ntable inet cug {\n") && !first.contains("delete"));
     }
 
     #[test]
@@ -191,6 +219,7 @@ mod tests {
             assert!(text.contains(&format!("\n{line}\n")), "{line} in\n{text}");
         }
         assert!(!text.contains("closed_8") && !text.contains("cgroupv2"));
+        assert!(!text.contains("ct state"), "all traffic of the workstation would be tracked");
         assert!(transaction(&plan, Beside::Nothing).contains("socket cgroupv2 level 2 \"user.slice/user-7.slice\""));
     }
 }

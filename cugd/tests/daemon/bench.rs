@@ -220,6 +220,7 @@ impl TunnelDouble {
 impl Tunnels for TunnelDouble {
     fn order(&mut self, number: Number, order: Order) {
         match order {
+            Order::Fence(_, fences) => self.journal.note(format!("fence {}", fences.len())),
             Order::Up(_, interface) => {
                 self.journal.note(format!("up {}", interface.group));
                 self.tell(number, TunnelEvent::Raised { group: interface.group, port: 51820 });
@@ -235,6 +236,7 @@ impl Tunnels for TunnelDouble {
 
     fn down(&mut self, number: Number) {
         self.journal.note("down".to_owned());
+        self.tell(number, TunnelEvent::Gone);
         self.tell(number, TunnelEvent::Down { leftovers: Vec::new() });
     }
 }

@@ -89,7 +89,7 @@ async fn command(guard: &mut Option<Guard>, words: &[&str]) -> Outcome {
                 addresses: addresses.split(',').map(str::parse).collect::<Result<_, _>>()?,
                 closed: exceptions(closed)?,
             };
-            guard.raise(fence).await.map_err(shown)?;
+            guard.raise([fence]).await.map_err(shown)?;
             Ok(String::new())
         }
         (["confine", seed, closed], Some(guard)) => {

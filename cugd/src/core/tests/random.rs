@@ -25,6 +25,7 @@ enum Happening {
     CardPulled(usize),
     Raise,
     TunnelFails(usize),
+    Lose,
     Fall,
     Attach(usize),
     Synced(usize),
@@ -64,6 +65,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => n().prop_map(CardPulled),
         6 => Just(Raise),
         1 => n().prop_map(TunnelFails),
+        2 => Just(Lose),
         4 => Just(Fall),
         5 => n().prop_map(Attach),
         5 => n().prop_map(Synced),
@@ -163,6 +165,7 @@ impl Run {
                     world.event(Event::Tunnel { number, event: TunnelEvent::Failed("broken".into()) });
                 }
             }
+            Happening::Lose => world.lose_all(),
             Happening::Fall => world.fall_all(),
             Happening::Attach(n) => link(n, world).into_iter().for_each(|link| world.attach(link)),
             Happening::Synced(n) => say(n, ChannelEvent::Synced, world),

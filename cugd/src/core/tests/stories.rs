@@ -82,9 +82,11 @@ fn log_in_and_out() {
     let closed = world.ask(Request::Close(user(0), leader(1)));
     assert!(world.watches.is_empty() && world.tunnels[&number].falling);
     assert!(!world.replies.contains_key(&closed) && world.links[&link].farewell.is_none(), "the tunnel first");
+    world.lose_all();
+    assert_eq!(world.links[&link].farewell, Some(ClearReason::LoggedOut), "the others wait for nothing more");
+    assert!(!world.replies.contains_key(&closed), "but for the person it is over when all is gone");
     world.fall_all();
     assert!(matches!(world.replies[&closed], Reply::Done));
-    assert_eq!(world.links[&link].farewell, Some(ClearReason::LoggedOut));
     world.answer(link);
     assert!(world.state.is_idle() && world.leaders.is_empty());
 }
@@ -362,8 +364,10 @@ fn a_login_is_taken_back() {
     world.deliver(offer, vec![group(GROUP, 1)]);
     world.watch_starts(Number(1));
     let cancelled = world.ask(Request::Cancel(offer));
-    assert!(matches!(world.replies[&cancelled], Reply::Done));
     assert!(world.watches.is_empty() && world.status().is_empty());
+    assert!(!world.replies.contains_key(&cancelled), "the guard still stands");
+    world.fall_all();
+    assert!(matches!(world.replies[&cancelled], Reply::Done));
 }
 
 #[test]

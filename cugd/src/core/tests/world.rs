@@ -34,6 +34,8 @@ pub struct TunnelDouble {
     /// Of each group, as last ordered.
     pub policies: BTreeMap<u32, Policy>,
     pub falling: bool,
+    /// Its interfaces are gone.
+    pub gone: bool,
     pub calls: Vec<(WgPublicKey, Option<std::net::SocketAddr>)>,
     pub looks: u32,
     pub endpoints: BTreeMap<WgPublicKey, std::net::SocketAddr>,
@@ -363,8 +365,11 @@ impl World {
             Action::Farewell { link, reason } => {
                 let session = self.links[&link].session;
                 let own = self.tunnels.iter().filter(|(number, _)| self.session_of[number] == session);
-                let down = own.into_iter().all(|(_, tunnel)| tunnel.late.is_some_and(|late| late <= self.now));
-                assert!(down, "the server is told when the tunnel is down");
+                let gone = |tunnel: &TunnelDouble| tunnel.gone || tunnel.late.is_some_and(|late| late <= self.now);
+                assert!(
+                    own.into_iter().all(|(_, tunnel)| gone(tunnel)),
+                    "the server is told when the interfaces are gone"
+                );
                 self.links.get_mut(&link).unwrap().farewell = Some(reason);
             }
             Action::Disconnect { link } => assert!(self.links.remove(&link).is_some()),
@@ -412,6 +417,10 @@ impl World {
 
     fn tunnel(&mut self, action: Action) {
         match action {
+            Action::Fence { number, fences, .. } => {
+                assert_eq!(self.watches.get(&number), Some(&true), "no guard without a live watch");
+                assert!(!self.tunnels.contains_key(&number) && !fences.is_empty());
+            }
             Action::TunnelUp { number, interface, .. } => {
                 assert_eq!(self.watches.get(&number), Some(&true), "no tunnel without a live watch");
                 let session = self.session_of[&number];
@@ -420,7 +429,7 @@ impl World {
                 assert_eq!(others.count(), 0);
                 assert_eq!(interface.uid, UID, "an interface has an owner");
                 assert!(self.live(number).ordered.insert(interface.group));
-                self.live(number).policies.insert(interface.group, interface.policy);
+                self.live(number).policies.insert(interface.group, interface.fence.policy);
             }
             Action::UpsertPeers { number, group, peers } => {
                 let tunnel = self.live(number);
@@ -458,9 +467,10 @@ impl World {
             }
             Action::Reach { .. } | Action::Look { .. } => self.reach(action),
             Action::TunnelDown { number } => {
-                let late = self.now + FALL_TIME;
+                // Without an interface only its guard is lowered.
+                let (late, bare) = (self.now + FALL_TIME, !self.tunnels.contains_key(&number));
                 let tunnel = self.live(number);
-                (tunnel.falling, tunnel.late) = (true, Some(late));
+                (tunnel.falling, tunnel.gone, tunnel.late) = (true, bare, Some(late));
             }
             _ => panic!("not for the tunnel"),
         }
@@ -538,9 +548,25 @@ impl World {
         }
     }
 
-    pub fn fall_all(&mut self) {
+    /// The interfaces that are to go are gone.
+    pub fn lose_all(&mut self) {
         let falling: Vec<Number> =
-            self.tunnels.iter().filter(|(_, tunnel)| tunnel.falling).map(|(number, _)| *number).collect();
+            self.falling().filter(|(_, tunnel)| !tunnel.gone).map(|(number, _)| *number).collect();
+        for number in falling {
+            self.tunnels.get_mut(&number).unwrap().gone = true;
+            if !self.exited {
+                self.event(Event::Tunnel { number, event: TunnelEvent::Gone });
+            }
+        }
+    }
+
+    fn falling(&self) -> impl Iterator<Item = (&Number, &TunnelDouble)> {
+        self.tunnels.iter().filter(|(_, tunnel)| tunnel.falling)
+    }
+
+    pub fn fall_all(&mut self) {
+        self.lose_all();
+        let falling: Vec<Number> = self.falling().map(|(number, _)| *number).collect();
         for number in falling {
             self.tunnels.remove(&number);
             if self.exited {
