@@ -43,6 +43,11 @@ pub fn day(text: &str) -> Option<UnixTime> {
     if text.len() == "2031-12-31".len() { parse_rfc3339(text) } else { None }
 }
 
+/// The end of a day (UTC) that is written as 2031-12-31: the first second after it.
+pub fn end_of_day(text: &str) -> Option<UnixTime> {
+    day(text).map(|begin| begin + 86_400)
+}
+
 /// What [`rfc3339`] writes, or a date alone (its beginning): `2026-11-22T10:00:00Z`, `2026-11-22`. `None` for anything else.
 pub fn parse_rfc3339(text: &str) -> Option<UnixTime> {
     let (date, time) = text.split_once('T').unwrap_or((text, "00:00:00Z"));

@@ -6,9 +6,10 @@ mod common;
 use common::*;
 use cug_proto::message::*;
 use cug_server::{
-    admin::{Reply, Request},
+    admin::{ExportUser, Reply, Request},
     clock::{self, UnixTime},
     hub::closing::{Looked, look},
+    import::{Format, parse},
     store::{AuditQuery, AuditRow, Found, Store, UserSettings},
 };
 
@@ -185,4 +186,36 @@ async fn a_session_is_looked_at_when_it_begins_and_when_its_time_has_come() {
     let left: Vec<_> = store.sessions().unwrap().into_iter().map(|s| s.user).collect();
     assert_eq!(left, std::slice::from_ref(&b.user));
     drop((store, c));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_brings_expiry_and_hours_and_an_export_has_them() {
+    let server = TestServer::start("").await;
+    let directory = |csv: &str| parse(Format::Csv, csv.as_bytes()).unwrap();
+    let csv = "user,expires,hours\nA,2031-12-31,Mon-Fri 07:00-19:00 in Europe/Berlin\nB,,\nC,never,Sat 07:00-19:00\n";
+    server.done(Request::Import(directory(csv))).await;
+    let Reply::Export(export) = server.ask(Request::Export { secrets: false }).await else { panic!("another reply") };
+    let seen = |user: &ExportUser| (user.expires.clone(), user.hours.as_ref().map(ToString::to_string));
+    let [a, b, c] = export.users.as_slice() else { panic!("{export:?}") };
+    assert_eq!(seen(a), (Some("2032-01-01T00:00:00Z".into()), Some("Mon-Fri 07:00-19:00 in Europe/Berlin".into())));
+    assert_eq!(seen(b), (None, None));
+    // The zone that counts at the import counts wherever this is imported next.
+    assert!(seen(c).1.unwrap().starts_with("Sat 07:00-19:00 in "));
+
+    // What was exported is the same when it is imported elsewhere.
+    let written = serde_json::to_vec(&export).unwrap();
+    let other = TestServer::start("").await;
+    other.done(Request::Import(parse(Format::Json, &written).unwrap())).await;
+    let Reply::Export(again) = other.ask(Request::Export { secrets: false }).await else { panic!("another reply") };
+    assert_eq!(serde_json::to_value(&again.users).unwrap(), serde_json::to_value(&export.users).unwrap());
+
+    // A zone that nobody knows keeps everything out, and its line is named.
+    let bad = directory("user,hours\nD,\nE,Mon 07:00-19:00 in Nowhere/Atall\n");
+    let Reply::BadLines(lines) = server.ask(Request::Import(bad)).await else { panic!("another reply") };
+    assert!(
+        matches!(lines.as_slice(), [line] if line.line == 3 && line.problem.contains("Nowhere/Atall")),
+        "{lines:?}"
+    );
+    let Reply::Export(after) = server.ask(Request::Export { secrets: false }).await else { panic!("another reply") };
+    assert_eq!(after.users.len(), 3);
 }

@@ -45,7 +45,7 @@ impl AdminService {
     }
 
     /// Hours with their time zone.
-    fn complete(&self, settings: &UserSettings) -> Result<UserSettings> {
+    pub(super) fn complete(&self, settings: &UserSettings) -> Result<UserSettings> {
         let hours = match &settings.hours {
             Some(Some(rule)) => {
                 let rule =

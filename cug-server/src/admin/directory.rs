@@ -1,10 +1,17 @@
 //! Imports, exports and the audit, for administrators.
 
 use super::{AdminService, Reply, service::done, state::ULA};
-use crate::store::{AuditQuery, By, Directory, ImportMeans, PasswordRecord, Result, StoreError};
-use cug_proto::id::{GroupName, UserId};
+use crate::{
+    clock::rfc3339,
+    store::{AuditQuery, By, Directory, ImportMeans, LineProblem, PasswordRecord, Result, StoreError},
+};
+use cug_proto::{
+    hours::Rule,
+    id::{GroupName, UserId},
+};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// What `export` writes and `import` reads.
 #[derive(Serialize, Deserialize, Debug)]
@@ -35,6 +42,12 @@ pub struct ExportUser {
     pub user: UserId,
     /// By an administrator.
     pub disabled: bool,
+    /// When the account ends, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    /// When the user may log in, with the time zone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hours: Option<Rule>,
     /// Groups.
     pub groups: Vec<GroupName>,
     /// Fingerprints of valid cards, 64 hexadecimal digits. Not imported.
@@ -59,6 +72,7 @@ impl AdminService {
         let means = ImportMeans { pool: self.config.overlay4, ula, no_password: &no_password, mint: &mint };
         let total = u64::try_from(directory.users.len()).unwrap_or(u64::MAX);
         let mut problems = Vec::new();
+        let directory = &self.with_zones(directory, &mut problems);
         let imported = self.store.import(by, directory, &means, &mut problems, &mut |done| progress(done, total));
         match imported {
             Ok(made) => Ok(done(format!(
@@ -70,6 +84,21 @@ impl AdminService {
         }
     }
 
+    /// Hours with their time zones, as if each were set by itself.
+    fn with_zones<'d>(&self, directory: &'d Directory, problems: &mut Vec<LineProblem>) -> Cow<'d, Directory> {
+        if directory.users.iter().all(|user| user.settings.hours.is_none()) {
+            return Cow::Borrowed(directory);
+        }
+        let mut directory = directory.clone();
+        for user in &mut directory.users {
+            match self.complete(&user.settings) {
+                Ok(settings) => user.settings = settings,
+                Err(error) => problems.push(LineProblem { line: user.line, problem: error.to_string() }),
+            }
+        }
+        Cow::Owned(directory)
+    }
+
     pub(super) fn export(&self, secrets: bool) -> Result<Reply> {
         let groups = self.store.groups()?.into_iter();
         let groups = groups.map(|g| ExportGroup { group: g.group, prefix4: g.prefix4, prefix6: g.prefix6 }).collect();
@@ -79,6 +108,8 @@ impl AdminService {
                 password_hash: (secrets && !u.password.is_none()).then(|| phc(&u.password)),
                 user: u.user,
                 disabled: u.disabled,
+                expires: u.expires.map(rfc3339),
+                hours: u.hours,
                 groups: u.groups,
                 cards: u.cards,
             })

@@ -11,6 +11,7 @@ use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Name of the setting that holds the deployment's unique local /48: the 40 bits after `fd`, as ten hexadecimal digits.
@@ -21,14 +22,22 @@ pub fn database(state_dir: &Path) -> PathBuf {
     state_dir.join("cug.db")
 }
 
+/// How long a command waits for another one to end, and how often it looks.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Held by whoever works on the store: the server, or one administrator's command.
 pub struct StateLock(#[expect(dead_code, reason = "held, and released when it is closed")] File);
 
 impl StateLock {
-    /// Takes the lock, or says who has it.
+    /// Takes the lock, waiting a moment for a command that is about to end; or says who has it. Blocks for [`PATIENCE`] at most.
     ///
     /// # Errors
     /// A sentence.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a lock of a file tells nobody that it is free, except to one who waits without limit"
+    )]
     pub fn take(state_dir: &Path) -> Result<Self> {
         if !state_dir.is_dir() {
             bail!(keys::KeyError::NotInitialised(state_dir.into()));
@@ -37,13 +46,19 @@ impl StateLock {
         let path = state_dir.join("lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self(file)),
-            Err(TryLockError::WouldBlock) => bail!(
-                "another cug-server works on {}: if it is the running server, it does not answer on its admin-socket (see its log)",
-                state_dir.display()
-            ),
-            Err(TryLockError::Error(e)) => Err(e).with_context(|| format!("cannot lock {}", path.display())),
+        let deadline = clock::monotonic() + PATIENCE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self(file)),
+                Err(TryLockError::WouldBlock) if clock::monotonic() < deadline => std::thread::sleep(PAUSE),
+                Err(TryLockError::WouldBlock) => bail!(
+                    "another cug-server works on {}: if it is the running server, it does not answer on its admin-socket (see its log)",
+                    state_dir.display()
+                ),
+                Err(TryLockError::Error(e)) => {
+                    return Err(e).with_context(|| format!("cannot lock {}", path.display()));
+                }
+            }
         }
     }
 }

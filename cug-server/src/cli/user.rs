@@ -113,7 +113,7 @@ struct Expires(Option<UnixTime>);
 
 /// The end of a day: the first second on which nobody logs in any more.
 fn last_day(text: &str) -> Result<UnixTime, &'static str> {
-    clock::day(text).map(|begin| begin + 86_400).ok_or("a date is written as 2031-12-31")
+    clock::end_of_day(text).ok_or("a date is written as 2031-12-31")
 }
 
 fn last_day_or_never(text: &str) -> Result<Expires, &'static str> {

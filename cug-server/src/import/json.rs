@@ -1,6 +1,6 @@
 //! JSON. Each user and each group is parsed by itself, so that one that is wrong does not hide the next.
 
-use super::{Lines, group, problem, user};
+use super::{Lines, group, problem, settings, user};
 use crate::store::{Directory, DirectoryGroup, DirectoryUser, LineProblem};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, de::IgnoredAny};
@@ -34,6 +34,10 @@ struct User {
     disabled: bool,
     #[serde(default)]
     groups: Vec<String>,
+    #[serde(default)]
+    expires: String,
+    #[serde(default)]
+    hours: String,
     #[serde(default, rename = "cards")]
     _cards: Option<IgnoredAny>,
     #[serde(default, rename = "password_hash")]
@@ -87,8 +91,9 @@ fn one_user(raw: &str, line: u64) -> Result<DirectoryUser, Vec<String>> {
             Err(sentence) => wrong.push(sentence),
         }
     }
+    let settings = settings(&raw.expires, &raw.hours, &mut wrong);
     match user {
-        Ok(user) if wrong.is_empty() => Ok(DirectoryUser { line, user, disabled: raw.disabled, groups }),
+        Ok(user) if wrong.is_empty() => Ok(DirectoryUser { line, user, disabled: raw.disabled, groups, settings }),
         _ => Err(wrong),
     }
 }

@@ -1,14 +1,20 @@
 //! Import files: text in, a [`Directory`] or every line's problem out. Pure; what the store knows is checked there.
 //!
-//! CSV (RFC 4180) has a header line with `user`, and optionally `groups` (names with spaces or semicolons between) and `disabled` (`yes` or `no`). JSON has
-//! `{"groups": [{"group", "prefix4", "prefix6"}], "users": [{"user", "groups", "disabled"}]}`, as `export` writes it. Passwords are in neither: an imported user
-//! has none until it is set.
+//! CSV (RFC 4180) has a header line with `user`, and optionally `groups` (names with spaces or semicolons between), `disabled` (`yes` or `no`), `expires` (the
+//! last day, or the moment as an export writes it) and `hours`. JSON has `{"groups": [{"group", "prefix4", "prefix6"}], "users": [{"user", "groups",
+//! "disabled", "expires", "hours"}]}`, as `export` writes it. Passwords are in neither: an imported user has none until it is set.
 
 mod json;
 mod table;
 
-use crate::store::{Directory, LineProblem};
-use cug_proto::id::{GroupName, UserId};
+use crate::{
+    clock::{self, UnixTime},
+    store::{Directory, LineProblem, UserSettings},
+};
+use cug_proto::{
+    hours::Rule,
+    id::{GroupName, UserId},
+};
 use std::collections::HashMap;
 
 /// Largest import file, in bytes.
@@ -90,6 +96,33 @@ fn group(name: &str) -> Result<GroupName, String> {
     name.parse().map_err(|_| {
         format!("{} is not a group's name: 1 to 32 of A-Z a-z 0-9 _ -, not beginning with -", quoted(name))
     })
+}
+
+/// Until when and at which hours a user may log in, with what is wrong about it added to `wrong`.
+fn settings(until: &str, when: &str, wrong: &mut Vec<String>) -> UserSettings {
+    let mut noted = |sentence| wrong.push(sentence);
+    UserSettings {
+        must_change: None,
+        expires: expires(until).map_err(&mut noted).unwrap_or_default().map(Some),
+        hours: hours(when).map_err(noted).unwrap_or_default().map(Some),
+    }
+}
+
+/// When an account ends: after a last day, or at a moment; `None` for never.
+fn expires(text: &str) -> Result<Option<UnixTime>, String> {
+    if matches!(text, "" | "never") {
+        return Ok(None);
+    }
+    let end = clock::end_of_day(text).or_else(|| clock::parse_rfc3339(text));
+    end.map(Some).ok_or_else(|| format!("expires is {}; a date is written as 2031-12-31", quoted(text)))
+}
+
+/// When a user may log in; `None` for always.
+fn hours(text: &str) -> Result<Option<Rule>, String> {
+    if matches!(text, "" | "always") {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|error| format!("hours are {}: {error}", quoted(text)))
 }
 
 /// For a terminal: nothing that moves a cursor, and not too long.

@@ -1,6 +1,6 @@
 //! CSV.
 
-use super::{Lines, group, problem, quoted, user};
+use super::{Lines, group, problem, quoted, settings, user};
 use crate::store::{Directory, DirectoryUser, LineProblem};
 use csv::{ReaderBuilder, StringRecord, Trim};
 
@@ -9,6 +9,8 @@ struct Columns {
     user: usize,
     groups: Option<usize>,
     disabled: Option<usize>,
+    expires: Option<usize>,
+    hours: Option<usize>,
 }
 
 pub(super) fn parse(text: &str, problems: &mut Vec<LineProblem>) -> Directory {
@@ -47,15 +49,17 @@ pub(super) fn parse(text: &str, problems: &mut Vec<LineProblem>) -> Directory {
 
 fn columns(header: &StringRecord, problems: &mut Vec<LineProblem>) -> Option<Columns> {
     let before = problems.len();
-    let (mut name, mut groups, mut disabled) = (None, None, None);
+    let (mut name, mut groups, mut disabled, mut expires, mut hours) = (None, None, None, None, None);
     for (index, column) in header.iter().enumerate() {
         let place = match column {
             "user" => &mut name,
             "groups" => &mut groups,
             "disabled" => &mut disabled,
+            "expires" => &mut expires,
+            "hours" => &mut hours,
             other => {
-                let sentence =
-                    format!("there is no column {}: the first line names user, groups, disabled", quoted(other));
+                let known = "user, groups, disabled, expires, hours";
+                let sentence = format!("there is no column {}: the first line names {known}", quoted(other));
                 problems.push(problem(1, sentence));
                 continue;
             }
@@ -67,7 +71,8 @@ fn columns(header: &StringRecord, problems: &mut Vec<LineProblem>) -> Option<Col
     if name.is_none() {
         problems.push(problem(1, "the first line must name the columns, and one of them must be user"));
     }
-    if problems.len() > before { None } else { name.map(|user| Columns { user, groups, disabled }) }
+    let columns = name.map(|user| Columns { user, groups, disabled, expires, hours });
+    columns.filter(|_| problems.len() == before)
 }
 
 fn row(
@@ -98,8 +103,9 @@ fn row(
             false
         }
     };
+    let settings = settings(field(columns.expires), field(columns.hours), &mut wrong);
     match user {
-        Ok(user) if wrong.is_empty() => Ok(DirectoryUser { line, user, disabled, groups }),
+        Ok(user) if wrong.is_empty() => Ok(DirectoryUser { line, user, disabled, groups, settings }),
         Ok(_) => Err(wrong),
         Err(sentence) => {
             wrong.insert(0, sentence);

@@ -1,8 +1,11 @@
 //! What goes into the store and comes out of it: the audit, and whole directories.
 
-use super::{Mint, PasswordRecord};
+use super::{Mint, PasswordRecord, UserSettings};
 use crate::clock::{UnixTime, rfc3339};
-use cug_proto::id::{GroupName, UserId};
+use cug_proto::{
+    hours::Rule,
+    id::{GroupName, UserId},
+};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +106,9 @@ pub struct DirectoryUser {
     pub disabled: bool,
     /// Groups.
     pub groups: Vec<GroupName>,
+    /// Until when and at which hours.
+    #[serde(default)]
+    pub settings: UserSettings,
 }
 
 /// What is wrong with a line.
@@ -143,6 +149,10 @@ pub struct ExportedUser {
     pub user: UserId,
     /// By an administrator.
     pub disabled: bool,
+    /// From then on nobody logs in.
+    pub expires: Option<UnixTime>,
+    /// When the user may log in.
+    pub hours: Option<Rule>,
     /// Names.
     pub groups: Vec<GroupName>,
     /// Fingerprints of valid cards, 64 hexadecimal digits.

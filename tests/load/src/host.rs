@@ -70,17 +70,29 @@ impl Site {
             (0..size.groups).map(|g| Ok(format!("G{g}").parse()?)).collect::<anyhow::Result<_>>()?;
         let mut directory = Directory { groups: Vec::new(), users: Vec::new(), make_groups: false, merge: false };
         for (number, group) in group_names.iter().enumerate() {
-            // The usual /20 has room for 4,094.
-            let prefix4 = if size.members > 4000 { Some(format!("10.{}.0.0/16", number + 1).parse()?) } else { None };
+            // The usual /20 has room for 4,094 members, and the usual pool for 256 groups.
+            let prefix4 = match (size.members, size.groups) {
+                (4001.., _) => Some(format!("10.{}.0.0/16", number + 1).parse()?),
+                (..=200, 200..) => Some(format!("10.{}.{}.0/24", number / 256, number % 256).parse()?),
+                _ => None,
+            };
             directory.groups.push(DirectoryGroup { line: 0, group: group.clone(), prefix4, prefix6: None });
             for member in 0..size.members {
                 let user: UserId = format!("u{number}-{member}").parse()?;
-                directory.users.push(DirectoryUser { line: 0, user, disabled: false, groups: vec![group.clone()] });
+                directory.users.push(DirectoryUser {
+                    line: 0,
+                    user,
+                    disabled: false,
+                    groups: vec![group.clone()],
+                    settings: UserSettings::default(),
+                });
             }
         }
         let users: Vec<UserId> = directory.users.iter().map(|user| user.user.clone()).collect();
-        if let Reply::Refused(sentence) = admin::ask(&self.config, &Request::Import(directory))? {
-            bail!(sentence);
+        match admin::ask(&self.config, &Request::Import(directory))? {
+            Reply::Refused(sentence) => bail!(sentence),
+            Reply::BadLines(problems) => bail!("{:?}", problems.first()),
+            _ => {}
         }
         self.print_cards(users.get(..size.with_cards.min(users.len())).unwrap_or_default())
     }

@@ -1,6 +1,6 @@
 //! A whole directory in one transaction.
 
-use super::{admin, *};
+use super::{account, admin, *};
 use ipnet::Ipv6Net;
 use std::collections::HashSet;
 
@@ -79,7 +79,7 @@ impl Import<'_> {
                 return Ok(());
             }
         }
-        admin::add_user(self.t, self.by, &user.user, &(self.means.no_password)())?;
+        account::add_user_with(self.t, self.by, &user.user, &(self.means.no_password)(), &user.settings)?;
         if user.disabled {
             admin::disable_user(self.t, self.by, &user.user, self.means.mint)?;
         }

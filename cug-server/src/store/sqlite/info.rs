@@ -44,8 +44,9 @@ pub(super) fn export(t: &Transaction<'_>) -> Result<Vec<ExportedUser>> {
         "SELECT g.name FROM membership m JOIN closed_group g ON g.id = m.closed_group WHERE m.user = ?1 ORDER BY g.name",
     )?;
     let mut cards = t.prepare("SELECT fingerprint FROM card WHERE user = ?1 AND revoked IS NULL ORDER BY issued")?;
-    let mut query =
-        t.prepare("SELECT id, name, disabled, salt, hash, memory_kib, iterations, lanes FROM user ORDER BY name")?;
+    let mut query = t.prepare(
+        "SELECT id, name, disabled, salt, hash, memory_kib, iterations, lanes, expires, hours FROM user ORDER BY name",
+    )?;
     let mut rows = query.query([])?;
     let mut users = Vec::new();
     while let Some(r) = rows.next()? {
@@ -54,6 +55,8 @@ pub(super) fn export(t: &Transaction<'_>) -> Result<Vec<ExportedUser>> {
         users.push(ExportedUser {
             user: row::parse(r, 1)?,
             disabled: r.get(2)?,
+            expires: r.get(8)?,
+            hours: row::parse_optional(r, 9)?,
             groups: groups.query_map([id], |g| row::parse(g, 0))?.collect::<rusqlite::Result<_>>()?,
             cards: cards.query_map([id], fingerprint)?.collect::<rusqlite::Result<_>>()?,
             password: PasswordRecord {

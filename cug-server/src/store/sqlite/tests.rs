@@ -315,6 +315,7 @@ fn a_database_of_the_first_version_is_brought_up_to_date() {
 
 mod audit;
 mod copies;
+mod cost;
 mod opening;
 mod seats;
 

@@ -242,7 +242,7 @@ fn every_write_of_the_store_has_its_row() {
     watch.write("enable_user", "user-enable", |s| s.enable_user(BY, &c));
     watch.write("leave", "group-leave", |s| s.leave(BY, &vpn, &c, &mint));
     watch.write("import", "user-add", |s| {
-        let one = DirectoryUser { line: 1, user: user("D"), disabled: false, groups: vec![vpn.clone()] };
+        let one = copies::one(1, "D", &["VPN1"]);
         s.import(BY, &Directory { users: vec![one], ..Directory::default() }, &means(), &mut vec![], &mut |_| ())
     });
     accounts_and_keys(&mut watch);

@@ -3,8 +3,14 @@
 use super::*;
 use std::os::unix::fs::PermissionsExt;
 
-fn one(line: u64, name: &str, groups: &[&str]) -> DirectoryUser {
-    DirectoryUser { line, user: user(name), disabled: false, groups: groups.iter().map(|g| group(g)).collect() }
+pub(super) fn one(line: u64, name: &str, groups: &[&str]) -> DirectoryUser {
+    DirectoryUser {
+        line,
+        user: user(name),
+        disabled: false,
+        groups: groups.iter().map(|g| group(g)).collect(),
+        settings: UserSettings::default(),
+    }
 }
 
 fn import(f: &Fixture, directory: &Directory) -> std::result::Result<Imported, Vec<LineProblem>> {
