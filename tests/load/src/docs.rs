@@ -98,6 +98,7 @@ fn page(stored: &Stored, pictures: &[String]) -> String {
     for (name, why) in &stored.failed {
         let _ = writeln!(page, "\n**{name} could not be run:** {why}");
     }
+    page.push_str(LIMITS);
     if !pictures.is_empty() {
         let _ = write!(page, "\n## Curves\n\n{}", pictures.join("\n"));
     }
@@ -115,6 +116,18 @@ fn page(stored: &Stored, pictures: &[String]) -> String {
     }
     page
 }
+
+/// Where an aim is not reached, what bounds it; each was seen in a trace of system calls of the same programs.
+const LIMITS: &str = "
+## What bounds what is not reached
+
+- **B1f.** Beside its floor a login has what the floor leaves out: the process and libpam (3 ms), some thirty questions to the card service before and after the
+  card's own work (3 ms), a connection of the daemon to the card service to watch the card (2 ms), three commits at the server, the packet filter's program (6 ms, most of it
+  loading its libraries, partly hidden behind the server's answer), and the interface with its addresses, routes and rules (5 ms).
+- **B3, interface gone.** The kernel takes an interface away when no packet can be in it any more, and says so after a grace period: a few milliseconds as a rule,
+  and 10 to 15 when processors are busy. The p99 of fifty is the worst of them.
+- **B5, idle.** A heartbeat is decrypted, answered and encrypted: the bare TLS echo beside it does nothing else.
+";
 
 const INTRODUCTION: &str = "\
 # Benchmarks

@@ -3,7 +3,7 @@
 //! The server is a process of its own, with one event loop: rustls on sockets, without a protocol, a database or members.
 
 use crate::host::{cpu_of, end_with_us};
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -69,6 +69,19 @@ impl Drop for Echo {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// [`idle`] in a process of its own: a process may have no more files than there are terminals already. Blocks.
+///
+/// # Errors
+/// As [`idle`].
+pub fn idle_apart(count: usize, period: Duration, measured: Duration) -> anyhow::Result<f64> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--echo-idle", &count.to_string()]);
+    command.args([period, measured].map(|time| time.as_millis().to_string()));
+    let output = end_with_us(&mut command).stdin(Stdio::null()).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().parse()?)
 }
 
 /// Share of a processor that the server takes with `count` connections, on each of which something comes every `period`.

@@ -58,9 +58,26 @@ impl Fleet {
                 Ok::<_, anyhow::Error>((index, member.sit_down(&to).await?))
             });
         }
-        let mut terminals = Vec::with_capacity(members.len());
-        while let Some(seated) = coming.join_next().await {
-            terminals.push(seated??);
+        let mut terminals: Vec<(usize, Terminal)> = Vec::with_capacity(members.len());
+        let mut tick = tokio::time::interval(heartbeat);
+        // Who came first is not to lose its lease while the others come, or wait for its turn after that.
+        loop {
+            let last = tokio::select! {
+                seated = coming.join_next() => match seated {
+                    Some(seated) => {
+                        terminals.push(seated??);
+                        continue;
+                    }
+                    None => true,
+                },
+                _ = tick.tick() => false,
+            };
+            for (_, terminal) in &terminals {
+                terminal.speaker.heartbeat(0).await?;
+            }
+            if last {
+                break;
+            }
         }
         terminals.sort_by_key(|(index, _)| *index);
         let (sender, heard) = mpsc::unbounded_channel();

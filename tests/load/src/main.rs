@@ -13,7 +13,7 @@ use cug_load::figures::Report;
 use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Enough for all terminals of a benchmark.
 const FILES: u64 = 65_536;
@@ -38,6 +38,10 @@ struct Args {
     /// Answer on TLS connections, and nothing else: what attached terminals cost at the least
     #[arg(long, hide = true)]
     echo: bool,
+    /// Make so many connections to such a server, on each of which something comes every so many milliseconds; say what share of a processor it takes
+    /// over so many
+    #[arg(long, hide = true, num_args = 3, value_names = ["COUNT", "PERIOD", "MEASURED"])]
+    echo_idle: Option<Vec<u64>>,
     /// Load a PAM module and say what that took, in milliseconds and KiB
     #[arg(long, hide = true)]
     load_module: Option<PathBuf>,
@@ -65,6 +69,12 @@ fn main() -> anyhow::Result<()> {
     raise_file_limit()?;
     if args.echo {
         return cug_load::echo::serve();
+    }
+    if let Some([count, period, measured]) = args.echo_idle.as_deref() {
+        let [period, measured] = [period, measured].map(|time| Duration::from_millis(*time));
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        println!("{}", runtime.block_on(cug_load::echo::idle(usize::try_from(*count)?, period, measured))?);
+        return Ok(());
     }
     if !args.written {
         run(&args)?;

@@ -3,9 +3,10 @@
 use super::Scale;
 use super::floor::Floor;
 use super::pkcs11;
+use anyhow::Context;
 use cug_cards::Exchange;
 use cug_load::figures::{Report, Row, Sample};
-use cug_tests::card::{InReader, PivCard};
+use cug_tests::card::PivCard;
 use cug_tests::login::{Login, Script};
 use cug_tests::terminal::Terminal;
 use cug_tests::world::World;
@@ -76,19 +77,20 @@ fn is_private(command: &[u8]) -> bool {
 /// The desk where both are tried: one reader, one card.
 struct Desk<'a> {
     terminal: &'a Terminal,
-    reader: &'a InReader,
+    card: Option<PivCard>,
 }
 
 impl Desk<'_> {
-    /// A login and its end.
-    fn round(&self, script: Script, way: &mut Way) -> anyhow::Result<()> {
-        let card = self.reader.control();
-        card.clear_log();
+    /// The card goes in, a login and its end, and the card comes out: no way finds it unlocked by the other.
+    fn round(&mut self, script: Script, way: &mut Way) -> anyhow::Result<()> {
+        let reader = self.terminal.insert(self.card.take().context("no card")?)?;
         let mut login = self.terminal.login(&script)?;
         login.open()?;
-        way.note(&login, &card.apdu_log())?;
+        way.note(&login, &reader.control().apdu_log())?;
         login.close()?;
-        self.terminal.wait_clean(LIMIT)
+        self.terminal.wait_clean(LIMIT)?;
+        self.card = Some(reader.pull());
+        Ok(())
     }
 }
 
@@ -99,8 +101,7 @@ pub(super) fn run(scale: Scale, report: &mut Report) -> anyhow::Result<()> {
     let terminal = world.terminal(1);
     let card = pkcs11::prepare(terminal, USER, PASSWORD)?;
     let card = world.issue(PivCard::from_own(card), USER, &["--generate"])?;
-    let reader = terminal.insert(card)?;
-    let desk = Desk { terminal, reader: &reader };
+    let mut desk = Desk { terminal, card: Some(card) };
     let (our_script, their_script) =
         (|| Script::new(USER).password(PASSWORD), || Script::new(USER).password(PASSWORD).service(pkcs11::SERVICE));
     // The first ones find nothing in memory.
@@ -111,6 +112,7 @@ pub(super) fn run(scale: Scale, report: &mut Report) -> anyhow::Result<()> {
         desk.round(our_script(), &mut ours)?;
         desk.round(their_script(), &mut theirs)?;
     }
+    let reader = terminal.insert(desk.card.take().context("no card")?)?;
     let floor = Floor::measure(terminal, scale.of(40))?;
     tell(&ours, &theirs, &floor, report);
     drop(reader);
