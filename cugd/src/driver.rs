@@ -195,7 +195,7 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
 
     /// One step and what follows from it. `true`: all is over.
     fn handle(&mut self, event: Event) -> bool {
-        let fallen = matches!(&event, Event::Tunnel { event: TunnelEvent::Down { .. }, .. });
+        let fallen = matches!(&event, Event::Tunnel { event: TunnelEvent::Gone | TunnelEvent::Down { .. }, .. });
         let actions = step(&mut self.state, clock::now(), event);
         if fallen || actions.iter().any(|action| matches!(action, Action::StopWatch { .. })) {
             // A session ended: what its keys left on this thread's stack goes, before anybody is told that it has ended.

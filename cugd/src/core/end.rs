@@ -194,7 +194,7 @@ struct Fall {
     number: Option<Number>,
     /// It has interfaces, and not only a guard.
     standing: bool,
-    /// Whom to tell when it is down.
+    /// Whom to tell when the interfaces are gone.
     farewell: Option<(LinkId, ClearReason)>,
 }
 

@@ -22,7 +22,7 @@
 //! * *Barred*: no secret, only the reason why the `Open` that follows a lost grant is refused.
 //!
 //! All secrets of a session are in its [`life::Life`], which is dropped, and thereby wiped, in the step that ends it. The order of an
-//! end is: tunnel down, watch stopped, secrets dropped; when the tunnel is down, the server is told (in bounded time). If the channel does
+//! end is: tunnel down, watch stopped, secrets dropped; when the interfaces are gone, the server is told (in bounded time). If the channel does
 //! not stand then, one connection is tried for that; it holds the session secret, which proves who says goodbye, for as long.
 //!
 //! While the server cannot be reached a session that is up stays up (P10), until the lease that the server gave has run out:
@@ -137,7 +137,7 @@ struct Falling {
     user: UserId,
     /// Answered with `Done` when the tunnel is down.
     waiting: Vec<Token>,
-    /// Told then.
+    /// Told when its interfaces are gone.
     farewell: Option<(LinkId, ClearReason)>,
     /// When to go on without the tunnel's word.
     until: Time,

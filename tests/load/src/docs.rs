@@ -121,16 +121,16 @@ fn page(stored: &Stored, pictures: &[String]) -> String {
 const LIMITS: &str = "
 ## What bounds what is not reached
 
-Runs on one and the same machine differ by a tenth and more; figures that are within that of their aim are on both sides of it in one run or another: B1 beside the two
-modules (0.59 to 0.65), the p99 of B2 and B3 (nearly the largest of fifty), and the cost of the guard in B7.
+Runs on one and the same machine differ by a tenth and more: a figure that is within that of its aim is on both sides of it in one run or another. A p99 of fifty is nearly the
+largest of them. Milliseconds here are those of a trace of one login.
 
 - **B1f.** A login has what its floor leaves out: the process and libpam (3 ms), some thirty questions to the card service before and after the card's own work (3 ms),
   a connection of the daemon to the card service to watch the card (2 ms), three commits at the server, the packet filter's program (6 ms, most of it loading its
   libraries, in part hidden behind the server's answer), and the interface with its addresses, routes and rules (5 ms). And the floor is measured in a loop, with everything in
   the processor's caches; a login finds them cold, its 19 MiB for Argon2id first of all.
-- **B3, interface gone.** The kernel takes an interface away when no packet can be in it any more: a few milliseconds as a rule, 10 to 17 when processors are busy.
-- **B5, idle.** A heartbeat costs three times the bare TLS echo: it is decoded, noted and answered, and wakes one of several threads. In the first of the two measurements the
-  server did something else besides, which is not known yet.
+- **B3, interface gone.** The kernel takes an interface away when no packet can be in it any more: a few milliseconds as a rule, more when processors are busy.
+- **B5, idle.** A heartbeat costs more than its bare TLS echo: it is decoded, noted and answered, and wakes one of several threads. Why the two fleets of a run differ in it is not
+  known yet.
 ";
 
 const INTRODUCTION: &str = "\

@@ -20,20 +20,8 @@ impl House {
         let f = Fixture::new();
         lock(&f.store.writer).connection.pragma_update(None, "synchronous", "OFF").unwrap();
         let name = |n: usize| format!("user-{n}");
-        let groups: Vec<_> = (0..users.div_ceil(MEMBERS)).map(|n| group(&format!("group-{n}"))).collect();
-        let directory = Directory {
-            users: (0..users)
-                .map(|n| DirectoryUser {
-                    line: 0,
-                    user: user(&name(n)),
-                    disabled: false,
-                    groups: vec![groups[n / MEMBERS].clone()],
-                    settings: UserSettings::default(),
-                })
-                .collect(),
-            make_groups: true,
-            ..Directory::default()
-        };
+        let users_of = (0..users).map(|n| copies::one(0, &name(n), &[&format!("group-{}", n / MEMBERS)]));
+        let directory = Directory { users: users_of.collect(), make_groups: true, ..Directory::default() };
         f.store.import(BY, &directory, &audit::means(), &mut vec![], &mut |_| ()).unwrap();
         let house = Self { f, steps: Arc::default() };
         for n in 0..users {
