@@ -157,7 +157,7 @@ impl Terminal {
     /// With its log, when it does not.
     pub fn start_cugd(&mut self) -> anyhow::Result<()> {
         let mut command = self.space.command(paths::built("cugd")?)?;
-        command.env("RUST_LOG", "info,cugd=debug");
+        command.env("RUST_LOG", "info,cugd=debug,gotatun::noise=debug");
         crate::card::detach(&mut command);
         let mut cugd = self.space.daemon("cugd", command)?;
         wait::until("cugd's socket", START_LIMIT, || {

@@ -249,6 +249,20 @@ fn the_kernel_is_probed_by_its_own_answer() {
     assert!(!terminal.ip("link show").contains("cug"), "the probe leaves nothing");
 }
 
+/// Who is not asked when a key changes lives on the old one for two minutes.
+#[test]
+fn everybody_in_a_large_group_is_asked_for_a_new_session() {
+    const MEMBERS: usize = 2000;
+    let mut terminal = Terminal::new();
+    terminal.up(10, "51820-51829", "100.96.0.1/20");
+    terminal.ask(&format!("crowd {MEMBERS}"));
+    terminal.ask(&format!("crowd-rekey {MEMBERS}"));
+    let stats = terminal.ask("stats");
+    let asked = stats.split(';').filter(|peer| peer.rsplit(' ').next() != Some("0")).count();
+    assert_eq!(asked, MEMBERS);
+    terminal.ask("down");
+}
+
 #[test]
 fn many_members_come_and_go_quickly() {
     let mut pair = Pair::connected(7);

@@ -17,12 +17,16 @@ use ipnet::IpNet;
 use ipnetwork::IpNetwork;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::timeout,
+    task::unconstrained,
+    time::timeout_at,
 };
 use zeroize::Zeroize;
 
 use super::{datagrams::Sockets, device_file, offload};
-use crate::tunnel::{InterfaceName, PeerConfig, PeerStats, PublicKey, Rekey, TunnelError, keepalive_seconds};
+use crate::{
+    clock,
+    tunnel::{InterfaceName, PeerConfig, PeerStats, PublicKey, Rekey, TunnelError, keepalive_seconds},
+};
 
 type Engine = Device<(Sockets, offload::Sender, offload::Receiver)>;
 type Answer<T> = oneshot::Sender<Result<T, TunnelError>>;
@@ -35,6 +39,8 @@ const INITIATION: usize = 148;
 const CALL: Duration = Duration::from_millis(300);
 /// How long a rekey waits for handshakes to complete; the engine goes on asking by itself.
 const HANDSHAKE: Duration = Duration::from_millis(250);
+/// What the peers of a [`PIECE`] have at least, so that they are asked while packets pass.
+const BEGIN: Duration = Duration::from_millis(20);
 
 /// What the task can be asked.
 pub(super) enum Command {
@@ -202,11 +208,7 @@ async fn remove(engine: &Engine, peers: &[PublicKey]) -> Result<(), TunnelError>
 /// gotatun starts a handshake only when the session is due for renewal, so for a moment every session is.
 async fn rekey(engine: &Engine, peers: &[PublicKey]) -> Result<Rekey, TunnelError> {
     let due = TimerParams { rekey_after_time: Duration::ZERO..=Duration::ZERO, ..TimerParams::default() };
-    set_timers(engine, peers, Some(&due)).await?;
-    let keys: Vec<_> = peers.iter().map(|peer| x25519::PublicKey::from(*peer)).collect();
-    // Peers without an endpoint fail here and are the other side's to call; late ones are asked again by the engine.
-    let _ = timeout(HANDSHAKE, join_all(keys.iter().map(|key| engine.force_handshake(key)))).await;
-    set_timers(engine, peers, None).await?;
+    handshakes(engine, peers, &due, HANDSHAKE).await?;
     Ok(Rekey::Started)
 }
 
@@ -215,10 +217,30 @@ async fn rekey(engine: &Engine, peers: &[PublicKey]) -> Result<Rekey, TunnelErro
 async fn call(engine: &Engine, peers: &[PublicKey]) -> Result<(), TunnelError> {
     let at_once = Duration::ZERO..=Duration::ZERO;
     let due = TimerParams { rekey_after_time: at_once.clone(), rekey_timeout: at_once, ..TimerParams::default() };
-    set_timers(engine, peers, Some(&due)).await?;
-    let keys: Vec<_> = peers.iter().map(|peer| x25519::PublicKey::from(*peer)).collect();
-    let _ = timeout(CALL, join_all(keys.iter().map(|key| engine.force_handshake(key)))).await;
-    set_timers(engine, peers, None).await
+    handshakes(engine, peers, &due, CALL).await
+}
+
+/// Begins a handshake with each peer, by timers that say that it is due, and gives them `patience` to complete.
+///
+/// Peers without an endpoint fail here and are the other side's to call; late ones are asked again by the engine, but only once they were asked
+/// at all. That must not depend on how many there are: in one go tokio would let the task have some of the locks and keep the rest for later.
+async fn handshakes(
+    engine: &Engine,
+    peers: &[PublicKey],
+    due: &TimerParams,
+    patience: Duration,
+) -> Result<(), TunnelError> {
+    let end = clock::timer() + patience;
+    let mut pieces = peers.chunks(PIECE).peekable();
+    while let Some(piece) = pieces.next() {
+        set_timers(engine, piece, Some(due)).await?;
+        let keys: Vec<_> = piece.iter().map(|peer| x25519::PublicKey::from(*peer)).collect();
+        let all = unconstrained(join_all(keys.iter().map(|key| engine.force_handshake(key))));
+        let soon = clock::timer() + BEGIN;
+        let _ = timeout_at(if pieces.peek().is_some() { soon } else { soon.max(end) }, all).await;
+        set_timers(engine, piece, None).await?;
+    }
+    Ok(())
 }
 
 async fn set_timers(engine: &Engine, peers: &[PublicKey], timers: Option<&TimerParams>) -> Result<(), TunnelError> {
