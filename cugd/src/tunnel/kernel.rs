@@ -102,9 +102,8 @@ impl Driver for KernelDriver {
                 update.set_private_key(Key(*key.expose())).set_listen_port(port).replace_peers()
             };
             self.apply("the WireGuard key and port", set).await?;
-            let links = link::Links::open()?;
-            let index = links.find(&self.name).await?.ok_or_else(|| TunnelError::Vanished(self.name.clone()))?;
-            match links.try_activate(index).await? {
+            let index = link::find(&self.name)?.ok_or_else(|| TunnelError::Vanished(self.name.clone()))?;
+            match link::Links::open()?.try_activate(index).await? {
                 Err(error) if errno(&error) == Some(libc::EADDRINUSE) => return Ok(None),
                 answer => answer.map_err(TunnelError::netlink("to set an interface up"))?,
             }

@@ -5,8 +5,12 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{
+    StreamExt, TryStreamExt,
+    future::{join_all, join3},
+};
 use ipnet::IpNet;
+use nix::errno::Errno;
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkWireguard, MulticastGroup, RouteMessageBuilder,
     packet_core::NetlinkPayload,
@@ -35,16 +39,6 @@ impl Links {
         Ok(Self(handle))
     }
 
-    /// The index of the link called `name`.
-    pub(super) async fn find(&self, name: &InterfaceName) -> Result<Option<u32>, TunnelError> {
-        let mut links = self.0.link().get().match_name(name.as_str()).execute();
-        match bounded(links.try_next()).await? {
-            Ok(link) => Ok(link.map(|link| link.header.index)),
-            Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
-            Err(error) => Err(TunnelError::Netlink { doing: "to show an interface", source: error }),
-        }
-    }
-
     /// Sets MTU and addresses of a link that is still down; the addresses that it has then.
     ///
     /// IPv6 addresses come without duplicate address detection, which would hold them back for a second on a link without
@@ -58,18 +52,25 @@ impl Links {
         routing: Routing,
     ) -> Result<Vec<IpNet>, TunnelError> {
         let link = LinkUnspec::new_with_index(index).mtu(mtu.into()).build();
-        bounded(self.0.link().change(link).execute()).await?.map_err(TunnelError::netlink("to set the MTU"))?;
         let generation = vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])];
         let quiet = LinkMessageBuilder::<LinkUnspec>::new()
             .index(index)
             .append_extra_attribute(LinkAttribute::AfSpecUnspec(generation))
             .build();
-        if let Err(error) = bounded(self.0.link().change(quiet).execute()).await? {
+        // Asked one after the other without waiting for the answers: the kernel keeps the order.
+        let (sized, quieted, added) = join3(
+            bounded(self.0.link().change(link).execute()),
+            bounded(self.0.link().change(quiet).execute()),
+            join_all(addresses.iter().map(|address| self.add_address(index, *address, routing))),
+        )
+        .await;
+        sized?.map_err(TunnelError::netlink("to set the MTU"))?;
+        if let Err(error) = quieted? {
             tracing::debug!(%error, "link-local addresses cannot be switched off");
         }
         let mut set = Vec::with_capacity(addresses.len());
-        for address in addresses {
-            if self.add_address(index, *address, routing).await? {
+        for (address, added) in addresses.iter().zip(added) {
+            if added? {
                 set.push(*address);
             }
         }
@@ -180,6 +181,15 @@ impl Links {
     }
 }
 
+/// The index of the link called `name`, if there is one.
+pub(super) fn find(name: &InterfaceName) -> Result<Option<u32>, TunnelError> {
+    match nix::net::if_::if_nametoindex(name.as_str()) {
+        Ok(index) => Ok(Some(index)),
+        Err(Errno::ENODEV | Errno::ENXIO) => Ok(None),
+        Err(error) => Err(TunnelError::Io { doing: "to show an interface", source: error.into() }),
+    }
+}
+
 /// Removes every interface with a name of ours: see [`super::sweep`].
 pub(super) async fn sweep() -> Result<Vec<InterfaceName>, TunnelError> {
     let links = Links::open()?;
@@ -202,12 +212,11 @@ pub(super) async fn sweep() -> Result<Vec<InterfaceName>, TunnelError> {
 
 /// Returns when no link is called `name`, removing it if need be.
 pub(super) async fn ensure_gone(name: &InterfaceName) -> Result<(), TunnelError> {
-    let links = Links::open()?;
-    let Some(index) = links.find(name).await? else { return Ok(()) };
-    if let Err(error) = links.remove(index).await {
+    let Some(index) = find(name)? else { return Ok(()) };
+    if let Err(error) = Links::open()?.remove(index).await {
         tracing::warn!(interface = %name, error = %error.with_causes(), "an interface cannot be removed");
     }
-    match links.find(name).await? {
+    match find(name)? {
         None => Ok(()),
         Some(_) => Err(TunnelError::StillThere(name.clone())),
     }

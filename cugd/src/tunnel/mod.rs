@@ -28,7 +28,7 @@ use std::{
 };
 
 use cug_proto::secret::Secret;
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::{BoxFuture, FutureExt, join, join_all};
 use ipnet::IpNet;
 use tokio::{sync::Mutex, time::timeout};
 
@@ -177,7 +177,7 @@ impl Backend {
     /// What failed first. [`TunnelError::StillThere`] when even the removal failed.
     pub async fn up(self, config: InterfaceConfig) -> Result<Tunnel, TunnelError> {
         let roster = Roster::new(&config)?;
-        if link::Links::open()?.find(&config.name).await?.is_some() {
+        if link::find(&config.name)?.is_some() {
             return Err(TunnelError::Exists(config.name));
         }
         let driver = within("making the network interface", self.create(&config).boxed()).await?;
@@ -202,7 +202,7 @@ impl Backend {
 /// Addresses first, then the port, then the link: no packet passes before all is in place.
 async fn bring_up(backend: Backend, driver: &dyn Driver, config: &InterfaceConfig) -> Result<Interface, TunnelError> {
     let links = link::Links::open()?;
-    let index = links.find(&config.name).await?.ok_or_else(|| TunnelError::Vanished(config.name.clone()))?;
+    let index = link::find(&config.name)?.ok_or_else(|| TunnelError::Vanished(config.name.clone()))?;
     if index != config.name.index() {
         // The guard knows it by this number.
         return Err(TunnelError::Config("the system gave it another index than was asked for"));
@@ -220,10 +220,11 @@ async fn bring_up(backend: Backend, driver: &dyn Driver, config: &InterfaceConfi
     let table = match config.routing {
         Routing::Everybody => None,
         Routing::User(uid) => {
-            rules::add(&links, index, uid, &addresses).await?;
-            for own in &addresses {
-                links.add_route(index, own.trunc(), Some(index), Some(own.addr())).await?;
-            }
+            let rules = rules::add(&links, index, uid, &addresses);
+            let route = |own: &IpNet| links.add_route(index, own.trunc(), Some(index), Some(own.addr()));
+            let (ruled, routed) = join(rules, join_all(addresses.iter().map(route))).await;
+            ruled?;
+            routed.into_iter().collect::<Result<(), _>>()?;
             Some(index)
         }
     };
@@ -382,7 +383,7 @@ pub async fn clear_away(name: &InterfaceName) -> Result<(), TunnelError> {
 pub async fn remains(name: &InterfaceName) -> Result<Vec<String>, TunnelError> {
     let links = link::Links::open()?;
     let mut found = Vec::new();
-    if links.find(name).await?.is_some() {
+    if link::find(name)?.is_some() {
         found.push(format!("interface {name}"));
     }
     found.extend(rules::list(&links, Some(name.index())).await?.iter().map(rules::describe));

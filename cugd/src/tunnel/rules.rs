@@ -3,7 +3,7 @@
 //! Two rules an address: the sockets of the owner look there, by user ID; and what is sent from the address looks there, for the kernel's
 //! own answers, which belong to nobody. All bear our protocol number and are found by it.
 
-use futures_util::TryStreamExt;
+use futures_util::{TryStreamExt, future::join_all};
 use ipnet::IpNet;
 use rtnetlink::{
     IpVersion,
@@ -28,13 +28,16 @@ const BY_ADDRESS: u32 = 4199;
 
 /// Leads the packets of `uid`, and those from `addresses`, into `table`.
 pub(super) async fn add(links: &Links, table: u32, uid: u32, addresses: &[IpNet]) -> Result<(), TunnelError> {
-    for address in addresses {
+    let rules = addresses.iter().flat_map(|address| {
         let by_user = RuleAttribute::UidRange(RuleUidRange { start: uid, end: uid });
-        add_rule(links, table, address, BY_USER, by_user, 0).await?;
-        let length = address.max_prefix_len();
-        add_rule(links, table, address, BY_ADDRESS, RuleAttribute::Source(address.addr()), length).await?;
-    }
-    Ok(())
+        let by_address = RuleAttribute::Source(address.addr());
+        [
+            add_rule(links, table, address, BY_USER, by_user, 0),
+            add_rule(links, table, address, BY_ADDRESS, by_address, address.max_prefix_len()),
+        ]
+    });
+    // All are answered before an error is: what is still on its way would come after the tidying up.
+    join_all(rules).await.into_iter().collect()
 }
 
 async fn add_rule(
@@ -74,8 +77,10 @@ pub(super) async fn list(links: &Links, table: Option<u32>) -> Result<Vec<RuleMe
 /// Removes our rules: those of a table, or all.
 pub(super) async fn remove(table: Option<u32>) -> Result<(), TunnelError> {
     let links = Links::open()?;
-    for rule in list(&links, table).await? {
-        match bounded(links.handle().rule().del(rule).execute()).await? {
+    let ours = list(&links, table).await?;
+    let removals = ours.into_iter().map(|rule| bounded(links.handle().rule().del(rule).execute()));
+    for removed in join_all(removals).await {
+        match removed? {
             Err(error) if errno(&error) != Some(libc::ENOENT) => {
                 return Err(TunnelError::Netlink { doing: "to remove a routing rule", source: error });
             }

@@ -65,9 +65,11 @@ impl Node {
             ["cancelled-up", seed, ports, addresses] => {
                 let backend = backend().await?;
                 let attempt = backend.up(config(seed, ports, addresses)?);
+                // The look comes first each time, so that it sees the interface before the last of its steps is done.
                 tokio::select! {
-                    made = attempt => Err(format!("was not cancelled: {}", made.is_ok()).into()),
+                    biased;
                     () = any_tunnel() => Ok(String::new()),
+                    made = attempt => Err(format!("was not cancelled: {}", made.is_ok()).into()),
                 }
             }
             ["select", "auto"] => Ok(format!("{:?}", Backend::select(BackendChoice::Auto).await?)),

@@ -31,6 +31,8 @@ struct Shared {
     listening: AtomicBool,
     /// Messages about members, noted or not.
     news: AtomicU64,
+    /// Members in them that are there.
+    present: AtomicU64,
     lost: AtomicU64,
 }
 
@@ -91,16 +93,23 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Everybody announces, and all have heard of it: until no news come for a second.
+    /// Everybody announces, and each has heard of its `others` and nothing more for a second.
     ///
     /// # Errors
-    /// When the news do not end.
-    pub async fn announce_all(&self, limit: Duration) -> anyhow::Result<()> {
+    /// When they do not hear of it, or the news do not end.
+    pub async fn announce_all(&self, others: usize, limit: Duration) -> anyhow::Result<()> {
+        let end = Instant::now() + limit;
+        let wanted = self.shared.present.load(Ordering::Relaxed) + u64::try_from(self.speakers.len() * others)?;
         for chunk in self.speakers.chunks(500) {
             for speaker in chunk {
                 speaker.announce(51_820).await?;
             }
             // As a crowd would come: not faster than it can be told.
+            self.quiet(Duration::from_millis(50), limit).await?;
+        }
+        // A pause alone may be the server's, with most of the work still before it.
+        while self.shared.present.load(Ordering::Relaxed) < wanted {
+            anyhow::ensure!(Instant::now() < end, "not everybody heard of everybody");
             self.quiet(Duration::from_millis(50), limit).await?;
         }
         self.quiet(Duration::from_secs(1), limit).await
@@ -165,6 +174,7 @@ async fn listen(mut terminal: Terminal, sender: mpsc::UnboundedSender<Heard>, sh
     while let Ok((message, bytes)) = terminal.next().await {
         let ServerMessage::Peers(peers) = message else { continue };
         shared.news.fetch_add(1, Ordering::Relaxed);
+        shared.present.fetch_add(u64::try_from(peers.present.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
         if shared.listening.load(Ordering::Relaxed) {
             let present = peers.present.into_iter().map(|peer| peer.user).collect();
             // Nobody may be left to hear of it.
@@ -179,6 +189,8 @@ async fn beat(speakers: Vec<Speaker>, heartbeat: Duration) {
     const STEPS: usize = 100;
     let portion = speakers.len().div_ceil(STEPS).max(1);
     let mut tick = tokio::time::interval(heartbeat / u32::try_from(STEPS).unwrap_or(u32::MAX));
+    // A terminal that was held up does not make up for it: it speaks once, and then at its time.
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for number in 0.. {
         for some in speakers.chunks(portion) {
             tick.tick().await;

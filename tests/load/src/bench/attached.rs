@@ -36,8 +36,8 @@ pub(super) async fn run(scale: Scale, report: &mut Report) -> anyhow::Result<()>
         let mut fleet = Fleet::sit_down(&organisation, rest, HEARTBEAT).await?;
         println!("  {} logged in and attached in {:.0} s", rest.len(), begin.elapsed().as_secs_f64());
         let each = (host.memory()? - before) as f64 / rest.len() as f64 / 1024.0;
-        one.announce_all(LIMIT).await?;
-        fleet.announce_all(LIMIT).await?;
+        one.announce_all(members - 1, LIMIT).await?;
+        fleet.announce_all(members - 1, LIMIT).await?;
         let announced = (host.memory()? - before) as f64 / rest.len() as f64 / 1024.0;
         let idle = idle(&host).await?;
         report.row(Row {
@@ -96,10 +96,10 @@ async fn idle_row(report: &mut Report, name: &str, count: usize, idle: f64) -> a
     Ok(())
 }
 
-/// Share of a processor over half a minute, which is two heartbeats of everybody.
+/// Share of a processor over a minute, which is four heartbeats of everybody, and the server's housekeeping once.
 async fn idle(host: &Host) -> anyhow::Result<f64> {
     let (begin, before) = (Instant::now(), host.cpu()?);
-    tokio::time::sleep(2 * HEARTBEAT).await;
+    tokio::time::sleep(4 * HEARTBEAT).await;
     Ok((host.cpu()? - before).as_secs_f64() / begin.elapsed().as_secs_f64())
 }
 
