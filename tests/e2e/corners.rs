@@ -42,6 +42,8 @@ fn unusual_hosts() {
         ensure!(steps == [REFUSED, REFUSED, 0, 0, 0], "{seen}");
         ensure!(seen["env"][0][1] == "VPN1", "{seen}");
         ensure!(seen["env"][1][1].as_str().is_some_and(|address| address.starts_with("100.")), "{seen}");
+        let (steps, seen) = run(&world, "lives-on")?;
+        ensure!(steps == [0, 0, 0, 0], "{seen}");
         let (steps, seen) = run(&world, "threads")?;
         ensure!(steps == [0, 0, 0], "{seen}");
         let (steps, seen) = run(&world, "flags")?;

@@ -4,6 +4,7 @@
 //! run saw: `steps` (name and PAM code), `messages` (how many were shown), `env`, and the open files and threads before and after it.
 
 use cug_tests::libpam::{Answer, Call, Handle, Person, Style};
+use cug_tests::wait;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::fs;
@@ -17,6 +18,9 @@ const NO_EMPTY_PASSWORD: i32 = 0x1;
 const CREDENTIALS: [(&str, i32); 4] = [("establish", 2), ("reinitialize", 8), ("refresh", 16), ("delete", 4)];
 
 const MEMBER: &str = "USER-A";
+
+/// For something that happens within milliseconds.
+const SOON: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The person: answers one secret after the other.
 #[derive(Default)]
@@ -106,6 +110,7 @@ impl Scene {
     fn run(&mut self, scenario: &str) -> bool {
         match scenario {
             "retry" => self.retry(),
+            "lives-on" => self.lives_on(),
             "two-handles" => self.two_handles(),
             "threads" => self.threads(),
             "open-in-child" => self.open_in_child(),
@@ -144,6 +149,17 @@ impl Scene {
             .collect();
         let code = handle.call(Call::CloseSession, 0);
         self.step("close", code);
+    }
+
+    /// As a greeter that sees one person after the other: the session ends with its closing, and not with the program.
+    fn lives_on(&mut self) {
+        let mut handle = self.begin(self.right());
+        let code = handle.call(Call::Authenticate, 0);
+        self.step("authenticate", code);
+        self.session(&mut handle);
+        let gone = wait::for_true("the end of the tunnel", SOON, || !has_tunnel()).is_ok();
+        self.step("tunnel", i32::from(!gone));
+        self.end(handle);
     }
 
     /// Two handles at once, each in a thread of its own: a member's, and root's, whose conversation answers nothing.
@@ -247,6 +263,11 @@ impl Scene {
             self.end(handle);
         }
     }
+}
+
+/// Whether this network namespace has an interface of a closed group.
+fn has_tunnel() -> bool {
+    fs::read_to_string("/proc/self/net/dev").is_ok_and(|links| links.contains("cug"))
 }
 
 fn count(what: &str) -> usize {
