@@ -100,12 +100,8 @@ impl Channel<'_> {
         }
         self.send_view(known, None).await?;
         self.say(&ServerMessage::Synced).await?;
-        let lease = self.service.config().lease;
-        let mut last = clock::monotonic();
-        // One timer for the connection, and not one for each message.
-        let silence = tokio::time::sleep_until(last + lease);
-        tokio::pin!(silence);
         loop {
+            // A silent terminal's lease is the hub's, which tells when it is over.
             let next = tokio::select! {
                 frame = reader.next() => self.on_message(frame::decode(&frame?)?).await?,
                 push = self.attached.subscription.pushes.recv() => match push {
@@ -113,19 +109,10 @@ impl Channel<'_> {
                     // Too slow, or replaced by a newer connection.
                     None => Next::Stop,
                 },
-                // The session's own lease is the hub's; this only ends a connection that is dead.
-                () = &mut silence => {
-                    if last + lease <= clock::monotonic() {
-                        return Ok(());
-                    }
-                    silence.as_mut().reset(last + lease);
-                    continue;
-                }
             };
             if next == Next::Stop {
                 return Ok(());
             }
-            last = clock::monotonic();
         }
     }
 
