@@ -2,6 +2,7 @@
 //! (`PR_SET_PDEATHSIG`), and the namespaces with their last process: there is nothing to clean up and no name left behind.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{BufRead, BufReader, Read, Write},
     os::unix::fs::FileExt,
@@ -247,9 +248,13 @@ impl Ping {
         let line = text.lines().find(|line| line.contains("packets transmitted")).unwrap();
         let mut numbers = line.split(' ').filter_map(|word| word.parse().ok());
         let (sent, received): (u64, u64) = (numbers.next().unwrap(), numbers.next().unwrap());
-        let last =
-            text.lines().rev().find_map(|line| line.split("icmp_seq=").nth(1)?.split(' ').next()?.parse::<u64>().ok());
-        let on_its_way = u64::from(last.is_some_and(|last| last + 1 == sent));
+        let answered: BTreeSet<u64> =
+            text.lines().filter_map(|line| line.split("icmp_seq=").nth(1)?.split(' ').next()?.parse().ok()).collect();
+        let on_its_way = u64::from(answered.last().is_some_and(|last| last + 1 == sent));
+        let missing: Vec<_> = (1..=sent - on_its_way).filter(|number| !answered.contains(number)).collect();
+        if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
+            eprintln!("of {sent} pings {} were not answered, from {first} to {last}", missing.len());
+        }
         (sent - on_its_way, received)
     }
 }
@@ -274,6 +279,10 @@ impl Pair {
         for (terminal, address) in [(&a, "10.9.0.1/24"), (&b, "10.9.0.2/24")] {
             terminal.ip(&format!("address add {address} dev wire"));
             terminal.ip("link set wire up");
+        }
+        // The kernel sends nothing until it has taken notice of the other end.
+        for terminal in [&a, &b] {
+            until(Duration::from_secs(10), || terminal.ip("link show wire").contains("state UP"));
         }
         Self { a, b }
     }

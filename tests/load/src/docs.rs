@@ -126,11 +126,11 @@ largest of them. Milliseconds here are those of a trace of one login.
 
 - **B1f.** A login has what its floor leaves out: the process and libpam (3 ms), some thirty questions to the card service before and after the card's own work (3 ms),
   a connection of the daemon to the card service to watch the card (2 ms), three commits at the server, the packet filter's program (6 ms, most of it loading its
-  libraries, in part hidden behind the server's answer), and the interface with its addresses, routes and rules (5 ms). And the floor is measured in a loop, with everything in
-  the processor's caches; a login finds them cold, its 19 MiB for Argon2id first of all.
+  libraries, in part hidden behind the server's answer), and the interface with its addresses, routes and rules (2 to 4 ms). And the floor is measured in a loop, with everything
+  in the processor's caches; a login finds them cold, its 19 MiB for Argon2id first of all.
 - **B3, interface gone.** The kernel takes an interface away when no packet can be in it any more: a few milliseconds as a rule, more when processors are busy.
-- **B5, idle.** A heartbeat costs more than its bare TLS echo: it is decoded, noted and answered, and wakes one of several threads. Why the two fleets of a run differ in it is not
-  known yet.
+- **B5, idle.** A heartbeat costs more than its bare TLS echo: it is decoded, noted and answered, and wakes one of several threads. Once a minute the server writes down who was
+  heard of.
 ";
 
 const INTRODUCTION: &str = "\
