@@ -63,3 +63,14 @@ fn logs(name: &str) -> anyhow::Result<std::path::PathBuf> {
     std::fs::create_dir_all(&dir)?;
     Ok(dir)
 }
+
+/// Seconds of a day: times in a log have no other day than today's, or yesterday's.
+const DAY: f64 = 86_400.0;
+
+/// When this line of a log was written, in seconds of its day (UTC).
+fn written_at(line: &str) -> Option<f64> {
+    let time = line.split_once('T')?.1.split_once('Z')?.0;
+    let parts: Vec<f64> = time.split(':').map(str::parse).collect::<Result<_, _>>().ok()?;
+    let [hours, minutes, seconds] = parts.as_slice() else { return None };
+    Some(hours * 3600.0 + minutes * 60.0 + seconds)
+}

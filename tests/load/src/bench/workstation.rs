@@ -1,6 +1,6 @@
 //! What a person waits for at a workstation. B2: the first answer. B3: the end. B9: memory, and what the module costs its host.
 
-use super::{Scale, logs};
+use super::{DAY, Scale, logs, written_at};
 use anyhow::{Context, ensure};
 use cug_load::figures::{Report, Row, Sample};
 use cug_tests::card::PivCard;
@@ -17,17 +17,11 @@ use std::time::{Duration, Instant};
 /// For anything at all.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Seconds of a day: times in a log have no other day than today's, or yesterday's.
-const DAY: f64 = 86_400.0;
-
 /// When the server granted the last login of `user`, in seconds of the day (UTC).
 fn granted_at(log: &str, user: &str) -> anyhow::Result<f64> {
     let wanted = format!("login granted: {user}");
     let line = log.lines().rev().find(|line| line.contains(&wanted)).context("the server granted no login")?;
-    let time = line.split_once('T').and_then(|(_, rest)| rest.split_once('Z')).context("no time")?.0;
-    let parts: Vec<f64> = time.split(':').map(str::parse).collect::<Result<_, _>>()?;
-    let [hours, minutes, seconds] = parts.as_slice() else { anyhow::bail!("no time: {time}") };
-    Ok(hours * 3600.0 + minutes * 60.0 + seconds)
+    written_at(line).with_context(|| format!("no time: {line}"))
 }
 
 /// What came of A's coming and going.
