@@ -146,9 +146,12 @@ fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// To the journal under systemd, else to standard error. `RUST_LOG` is a filter of tracing-subscriber's form; default `info`.
+/// What is logged. The WireGuard engine calls it an error when its tasks end with a session; whether it works is watched here.
+const LOGGED: &str = "info,gotatun=off";
+
+/// To the journal under systemd, else to standard error. `RUST_LOG` is a filter of tracing-subscriber's form; default [`LOGGED`].
 pub fn start_log() {
-    let filter = || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     let result = match journal {
         Some(journal) => tracing_subscriber::registry().with(filter()).with(journal).try_init(),

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     ops::RangeInclusive,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -20,7 +21,7 @@ use tokio::{
     net::lookup_host,
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -31,11 +32,14 @@ use crate::{
         plan::{self, Exception, Fence},
     },
     teardown::{self, Ended},
-    tunnel::{Backend, DEFAULT_MTU, InterfaceConfig, PeerConfig, PeerStats, Routing, Tunnel, TunnelError},
+    tunnel::{self, Backend, DEFAULT_MTU, InterfaceConfig, PeerConfig, PeerStats, Routing, Tunnel, TunnelError},
 };
 
 /// How long the names of the management servers may take to be found when a closed group's members are confined, and an account.
 const LOOKUP: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether a falling interface has a name.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Tunnels of sessions. Calls return at once; what happens comes as events.
 pub trait Tunnels {
@@ -320,8 +324,7 @@ impl Worker {
     /// Interfaces first, because they are what the keys are for; then what was around them; then a look whether it is true.
     async fn fall(&mut self) {
         self.lost.abort_all();
-        join_all(std::mem::take(&mut self.groups).into_values().map(take_down)).await;
-        self.tell(TunnelEvent::Gone).await;
+        self.close().await;
         let mut ended = std::mem::take(&mut self.ended);
         ended.programs = self.guard.program_ids().await.unwrap_or_default();
         if let Err(error) = self.guard.lower(&ended.interfaces).await {
@@ -332,6 +335,27 @@ impl Worker {
             tokio::spawn(teardown::clear(ended, self.guard.clone()));
         }
         self.tell(TunnelEvent::Down { leftovers }).await;
+    }
+
+    /// Takes the interfaces down. A closed one has no name any more and passes nothing, and the others need not wait for the rest: the kernel gives it
+    /// back some twenty milliseconds later, and tells of it then, and the engine's threads end after that.
+    async fn close(&mut self) {
+        let groups = std::mem::take(&mut self.groups);
+        let names: Vec<_> = groups.values().map(|tunnel| tunnel.interface().name.clone()).collect();
+        let mut down = pin!(join_all(groups.into_values().map(take_down)));
+        let nameless = async {
+            while names.iter().any(|name| !matches!(tunnel::stands(name), Ok(false))) {
+                sleep(LOOK).await;
+            }
+        };
+        let done = tokio::select! {
+            _ = &mut down => true,
+            () = nameless => false,
+        };
+        self.tell(TunnelEvent::Gone).await;
+        if !done {
+            down.await;
+        }
     }
 
     /// A policy as it is enforced, with the servers found for it.

@@ -104,7 +104,8 @@ impl Trickle {
     /// When the connection broke, or bytes are missing.
     pub fn finish(mut self) -> anyhow::Result<u64> {
         self.0.end_input();
-        let status = self.0.wait(Duration::from_secs(80))?;
+        // What is on its way may take as long as a connection may stand still, and the answer again.
+        let status = self.0.wait(Duration::from_secs(300))?;
         let log = self.0.log();
         ensure!(status.success(), "{status}: {log}");
         let bytes = log.lines().find_map(|line| line.strip_suffix(" bytes")).with_context(|| log.clone())?;

@@ -189,7 +189,7 @@ pub enum TunnelEvent {
     },
     /// It could not be brought up or kept; why, for the log.
     Failed(String),
-    /// The interfaces are gone, and the keys with them; guard and traces follow.
+    /// The interfaces are gone: nothing passes any more. What the engine's threads hold, guard and traces follow.
     Gone,
     /// All of this number is gone, as was looked for, but for what is named.
     Down {

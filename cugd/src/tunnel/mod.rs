@@ -376,6 +376,14 @@ pub async fn clear_away(name: &InterfaceName) -> Result<(), TunnelError> {
     rules::remove(Some(name.index())).await
 }
 
+/// Whether there is an interface called `name`.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn stands(name: &InterfaceName) -> Result<bool, TunnelError> {
+    Ok(link::find(name)?.is_some())
+}
+
 /// What there is still of the interface called `name`, by names that a person can look for.
 ///
 /// # Errors

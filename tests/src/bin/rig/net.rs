@@ -62,7 +62,7 @@ fn answer(listener: &TcpListener) -> anyhow::Result<u8> {
     loop {
         let (mut stream, _) = listener.accept()?;
         std::thread::spawn(move || -> std::io::Result<()> {
-            stream.set_read_timeout(Some(Duration::from_secs(40)))?;
+            stream.set_read_timeout(Some(crate::trickle::STILL))?;
             let mut said = Vec::new();
             stream.read_to_end(&mut said)?;
             stream.write_all(b"echo:")?;
