@@ -141,7 +141,9 @@ prove: toolchain ## the symbolic model of the protocol
 	@command -v verifpal >/dev/null || { echo "Installing the protocol checker (verifpal, some minutes)"; cargo install --quiet --ignore-rust-version verifpal@1.6.7; }
 	@crates/cug-proto/model/run
 
+# What only other systems need is looked at too, and no build fetches it.
 deny: toolchain target/tools/bin/cargo-deny ## licences, sources and advisories of every dependency
+	@cargo fetch --locked --quiet
 	@PATH=$(CURDIR)/target/tools/bin:$$PATH cargo deny --offline --log-level error check licenses bans sources
 	@PATH=$(CURDIR)/target/tools/bin:$$PATH packaging/check-advisories
 
