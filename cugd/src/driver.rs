@@ -222,6 +222,7 @@ impl<T: Tunnels, L: Links, W: Watches> Driver<T, L, W> {
             Action::Farewell { link, reason } => self.links.farewell(link, reason),
             Action::Disconnect { link } => self.links.disconnect(link),
             Action::Check { link } => self.links.check(link),
+            Action::Expect => self.tunnels.expect(),
             Action::Fence { number, user, fences } => self.tunnels.order(number, Order::Fence(user, fences)),
             Action::TunnelUp { number, private, interface } => {
                 self.tunnels.order(number, Order::Up(private, interface))

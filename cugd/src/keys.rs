@@ -2,10 +2,14 @@
 
 use std::{io, sync::Arc, thread};
 
+use cug_login::contain::scrub_stack;
 use cug_proto::{local::OfferId, secret::Secret};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::{core::FreshKeys, tunnel::memory::scrub_stack};
+use crate::core::FreshKeys;
+
+/// Stack that is wiped afterwards, many times what the drawing needs: somebody waits for it.
+const SCRUBBED: usize = 64 * 1024;
 
 /// Draws a key pair and a name for the offer. Takes well under a millisecond.
 ///
@@ -14,9 +18,9 @@ use crate::{core::FreshKeys, tunnel::memory::scrub_stack};
 /// # Errors
 /// When the system gives no thread or no random numbers.
 pub fn fresh() -> io::Result<FreshKeys> {
-    let worker = thread::Builder::new().name("keys".to_owned()).spawn(|| {
+    let worker = thread::Builder::new().name("keys".to_owned()).stack_size(4 * SCRUBBED).spawn(|| {
         let keys = draw();
-        scrub_stack();
+        scrub_stack::<SCRUBBED>();
         keys
     })?;
     worker.join().map_err(|_| io::Error::other("the thread that draws keys has panicked"))?

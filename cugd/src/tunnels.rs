@@ -38,11 +38,19 @@ use crate::{
 /// How long the names of the management servers may take to be found when a closed group's members are confined, and an account.
 const LOOKUP: Duration = Duration::from_secs(1);
 
+/// What a person needs at least to type. Whoever logs in has the processor for that long.
+const TYPING: Duration = Duration::from_millis(10);
+
+/// How long the guard is kept ready for a login that has begun. Who types for longer waits some milliseconds more at the end.
+const EXPECTED: Duration = Duration::from_secs(20);
+
 /// How often it is looked whether a falling interface has a name.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// Tunnels of sessions. Calls return at once; what happens comes as events.
 pub trait Tunnels {
+    /// A login has begun, so a tunnel may be ordered soon.
+    fn expect(&mut self);
     /// Orders work on the tunnel of `number`.
     fn order(&mut self, number: Number, order: Order);
     /// Takes everything of `number` down before whatever is still ordered; `Down` follows.
@@ -123,6 +131,16 @@ impl WgTunnels {
 }
 
 impl Tunnels for WgTunnels {
+    fn expect(&mut self) {
+        let guard = self.guard.clone();
+        tokio::spawn(async move {
+            sleep(TYPING).await;
+            guard.expect().await;
+            sleep(EXPECTED).await;
+            guard.relax().await;
+        });
+    }
+
     fn order(&mut self, number: Number, order: Order) {
         if matches!(order, Order::Fence(..) | Order::Up(..)) && !self.workers.contains_key(&number) {
             let handle = self.start(number);

@@ -73,6 +73,10 @@ fn search(
         if left.is_zero() {
             return Err(search.reason());
         }
+        if !search.listening {
+            search.listening = true;
+            continue;
+        }
         if !told {
             on_wait();
             told = true;
@@ -92,12 +96,24 @@ struct Search<'a> {
     rejected: Vec<(Seat, CardError)>,
     medium_error: Option<CardError>,
     busy: bool,
+    /// Each look is followed by a wait. The first is not, as a rule: the card is there, and the notification costs a millisecond, because PC/SC asked
+    /// for it without patience looks again and again for that long.
+    listening: bool,
 }
 
 impl<'a> Search<'a> {
     fn new(selection: &'a Selection, wanted: Option<&'a Fingerprint>, context: Option<Context>) -> Self {
         let states = vec![ReaderState::new(PNP_NOTIFICATION(), State::UNAWARE)];
-        Self { selection, wanted, context, states, rejected: Vec::new(), medium_error: None, busy: false }
+        Self {
+            selection,
+            wanted,
+            context,
+            states,
+            rejected: Vec::new(),
+            medium_error: None,
+            busy: false,
+            listening: false,
+        }
     }
 
     /// One look at everything.
@@ -160,7 +176,7 @@ impl<'a> Search<'a> {
     /// Brings `states` up to what is there now.
     fn refresh(&mut self, context: &Context) -> Result<(), CardError> {
         // The notification first: a reader that comes after this line wakes the next wait.
-        if let Some(notification) = self.states.first_mut() {
+        if let Some(notification) = self.states.first_mut().filter(|_| self.listening) {
             settle(context.get_status_change(Duration::ZERO, std::slice::from_mut(notification)))?;
             notification.sync_current_state();
         }

@@ -12,7 +12,7 @@ mod tries;
 pub use enrol::{Claimed, Enrolling, NewKey};
 pub use limits::{Admission, Admitted};
 pub use login::{Answer, Challenged, Granted};
-pub use password::PasswordPool;
+pub use password::{HashMemory, PasswordPool};
 pub use session::{Attached, acceptable};
 
 use crate::{

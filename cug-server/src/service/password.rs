@@ -4,13 +4,14 @@ use crate::{
     config::{Argon2Cost, PoolSize},
     store::PasswordRecord,
 };
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use cug_proto::secret::{Secret, SecretBytes};
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicUsize, Ordering},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
+use zeroize::Zeroize;
 
 /// The pool. Who waits is served in the order of coming; a user has one place at most, because logins of a user come one after the other.
 pub struct PasswordPool {
@@ -18,7 +19,18 @@ pub struct PasswordPool {
     workers: Arc<Semaphore>,
     queued: Arc<AtomicUsize>,
     most_queued: usize,
+    /// The memory of the hash before this one, if nobody else has taken it.
+    spare: Arc<Mutex<HashMemory>>,
 }
+
+/// The memory of one hash. It is kept for the next: the kernel gives fresh memory page by page, which takes a tenth of a hash, and more on a busy
+/// machine. Wiped between two, because what is in it at the end can be followed back to its first blocks, and against these a password is tried at the
+/// price of a fast hash.
+#[derive(Default)]
+pub struct HashMemory(Vec<Block>);
+
+/// Blocks, each a KiB, that are wiped at a time.
+const PIECE: usize = 512;
 
 /// A password could not be checked or hashed.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +60,7 @@ impl PasswordPool {
             workers: Arc::new(Semaphore::new(size.workers)),
             queued: Arc::default(),
             most_queued: size.workers.saturating_mul(size.queue.saturating_add(1)),
+            spare: Arc::default(),
         }
     }
 
@@ -57,12 +70,12 @@ impl PasswordPool {
     /// [`PasswordError`]
     pub async fn verify(&self, password: SecretBytes, record: PasswordRecord) -> Result<bool, PasswordError> {
         let cost = self.cost;
-        self.work(move || {
+        self.work(move |memory| {
             if record.is_none() {
                 // The salt plays no part in the time.
-                return Self::hash(cost, &password, record.salt).map(|_| false);
+                return memory.hash(cost, &password, record.salt).map(|_| false);
             }
-            verify(&password, &record)
+            memory.verify(&password, &record)
         })
         .await
     }
@@ -73,7 +86,7 @@ impl PasswordPool {
     /// [`PasswordError`]
     pub async fn hash_new(&self, password: SecretBytes, salt: [u8; 16]) -> Result<PasswordRecord, PasswordError> {
         let cost = self.cost;
-        self.work(move || Self::hash(cost, &password, salt)).await
+        self.work(move |memory| memory.hash(cost, &password, salt)).await
     }
 
     /// Whether a password of this record should be hashed again: the configuration has become more expensive since.
@@ -86,10 +99,10 @@ impl PasswordPool {
         self.queued.load(Ordering::Relaxed)
     }
 
-    /// Waits for a worker and has it do this.
+    /// Waits for a worker and has it do this. The memory is wiped when the result is told.
     async fn work<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T, PasswordError> + Send + 'static,
+        work: impl FnOnce(&mut HashMemory) -> Result<T, PasswordError> + Send + 'static,
     ) -> Result<T, PasswordError> {
         let before = self.queued.fetch_add(1, Ordering::Relaxed);
         let queued = Queued(self.queued.clone());
@@ -97,12 +110,18 @@ impl PasswordPool {
             return Err(PasswordError::Busy);
         }
         let worker = self.workers.clone().acquire_owned().await.map_err(|_| PasswordError::Busy)?;
-        let done = tokio::task::spawn_blocking(move || {
-            let result = work();
-            drop((worker, queued));
-            result
+        let (tell, told) = oneshot::channel();
+        let spare = self.spare.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut memory = std::mem::take(&mut *spare.lock().unwrap_or_else(PoisonError::into_inner));
+            let result = work(&mut memory);
+            drop(queued);
+            // Who asked may have given up.
+            let _asker_gone = tell.send(result);
+            memory.keep_in(&spare);
+            drop(worker);
         });
-        done.await.map_err(|e| PasswordError::Fault(e.to_string()))?
+        told.await.map_err(|_| PasswordError::Fault("the hash was not completed".into()))?
     }
 
     /// The record of a new password. Blocks for some tens of milliseconds.
@@ -110,22 +129,74 @@ impl PasswordPool {
     /// # Errors
     /// [`PasswordError::Fault`]
     pub fn hash(cost: Argon2Cost, password: &SecretBytes, salt: [u8; 16]) -> Result<PasswordRecord, PasswordError> {
-        let Argon2Cost { memory_kib, iterations, lanes } = cost;
-        let mut record = PasswordRecord { salt, hash: [0; 32], memory_kib, iterations, lanes };
-        record.hash = *derive(password, &record)?.expose();
-        Ok(record)
+        HashMemory::default().hash(cost, password, salt)
     }
 }
 
-fn verify(password: &SecretBytes, record: &PasswordRecord) -> Result<bool, PasswordError> {
-    Ok(derive(password, record)?.matches(&record.hash))
+impl HashMemory {
+    /// The record of a new password. Blocks for some tens of milliseconds.
+    ///
+    /// # Errors
+    /// [`PasswordError::Fault`]
+    pub fn hash(
+        &mut self,
+        cost: Argon2Cost,
+        password: &SecretBytes,
+        salt: [u8; 16],
+    ) -> Result<PasswordRecord, PasswordError> {
+        let Argon2Cost { memory_kib, iterations, lanes } = cost;
+        let mut record = PasswordRecord { salt, hash: [0; 32], memory_kib, iterations, lanes };
+        record.hash = *self.derive(password, &record)?.expose();
+        Ok(record)
+    }
+
+    fn verify(&mut self, password: &SecretBytes, record: &PasswordRecord) -> Result<bool, PasswordError> {
+        Ok(self.derive(password, record)?.matches(&record.hash))
+    }
+
+    fn derive(&mut self, password: &SecretBytes, record: &PasswordRecord) -> Result<Secret<32>, PasswordError> {
+        let fault = |e: argon2::Error| PasswordError::Fault(e.to_string());
+        let params = Params::new(record.memory_kib, record.iterations, record.lanes, Some(32)).map_err(fault)?;
+        let blocks = self.room(params.block_count())?;
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        Secret::try_fill(|out| argon2.hash_password_into_with_memory(password.expose(), &record.salt, out, blocks))
+            .map_err(fault)
+    }
+
+    fn room(&mut self, count: usize) -> Result<&mut [Block], PasswordError> {
+        if self.0.len() < count {
+            // Not grown: what is there would be copied.
+            self.wipe();
+            let mut blocks = Vec::new();
+            blocks.try_reserve_exact(count).map_err(|e| PasswordError::Fault(e.to_string()))?;
+            blocks.resize(count, Block::new());
+            self.0 = blocks;
+        }
+        Ok(self.0.get_mut(..count).unwrap_or_default())
+    }
+
+    /// In pieces: who waits for the result may be waiting for this processor.
+    fn wipe(&mut self) {
+        for piece in self.0.chunks_mut(PIECE) {
+            piece.iter_mut().for_each(Zeroize::zeroize);
+            std::thread::yield_now();
+        }
+    }
+
+    /// The larger one is kept. One is enough: logins that come one at a time find it, and a crowd's memory goes back to the kernel.
+    fn keep_in(mut self, spare: &Mutex<Self>) {
+        let kept = || spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept().0.len() < self.0.len() {
+            self.wipe();
+            std::mem::swap(&mut *kept(), &mut self);
+        }
+    }
 }
 
-fn derive(password: &SecretBytes, record: &PasswordRecord) -> Result<Secret<32>, PasswordError> {
-    let fault = |e: argon2::Error| PasswordError::Fault(e.to_string());
-    let params = Params::new(record.memory_kib, record.iterations, record.lanes, Some(32)).map_err(fault)?;
-    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-    Secret::try_fill(|out| argon2.hash_password_into(password.expose(), &record.salt, out)).map_err(fault)
+impl Drop for HashMemory {
+    fn drop(&mut self) {
+        self.wipe();
+    }
 }
 
 #[cfg(test)]
@@ -147,6 +218,20 @@ mod tests {
         assert!(!pool.verify(bytes("passwd2"), record.clone()).await.unwrap());
         assert_eq!(pool.queued(), 0);
         assert_ne!(PasswordPool::hash(cost, &bytes("passwd1"), [8; 16]).unwrap().hash, record.hash);
+    }
+
+    #[tokio::test]
+    async fn the_memory_is_kept_and_nothing_is_left_in_it() {
+        let of = |memory_kib| Argon2Cost { memory_kib, iterations: 1, lanes: 1 };
+        let pool = PasswordPool::new(of(64), SIZE);
+        for (memory_kib, kept) in [(64, 64), (256, 256), (128, 256)] {
+            let record = PasswordPool::hash(of(memory_kib), &bytes("passwd1"), [7; 16]).unwrap();
+            assert!(pool.verify(bytes("passwd1"), record).await.unwrap());
+            let _its_work_is_done = pool.workers.acquire().await.unwrap();
+            let spare = pool.spare.lock().unwrap();
+            assert_eq!(spare.0.len(), kept, "after a hash in {memory_kib} KiB");
+            assert!(spare.0.iter().all(|block| block.as_ref().iter().all(|word| *word == 0)));
+        }
     }
 
     #[tokio::test]

@@ -74,6 +74,8 @@ pub enum Action {
         /// Which.
         link: LinkId,
     },
+    /// A login has begun that may end in a tunnel: get ready what takes long to start.
+    Expect,
     /// A session is about to be opened: let the guard stand before its interfaces do.
     Fence {
         /// Whose.

@@ -19,7 +19,7 @@ impl State {
         match request {
             Request::Prepare(prepare, keys) => {
                 let reply = self.prepare(now, prepare, keys);
-                out.push(Action::Reply { token, reply });
+                prepared(token, reply, out);
             }
             Request::Deliver(deliver) => self.deliver(now, token, *deliver, out),
             Request::Cancel(offer) => self.cancel(now, token, offer, out),
@@ -36,7 +36,7 @@ impl State {
             Request::Peers(viewer) => out.push(Action::ReplyPeers { token, groups: self.peers(&viewer) }),
             Request::PrepareUnlock(uid, prepare, keys) => {
                 let reply = self.prepare_unlock(now, uid, &prepare, keys);
-                out.push(Action::Reply { token, reply });
+                prepared(token, reply, out);
             }
             Request::DeliverUnlock(uid, deliver) => self.deliver_unlock(now, token, uid, *deliver, out),
             Request::CancelUnlock(uid, offer) => self.cancel_unlock(now, token, uid, offer, out),
@@ -249,6 +249,15 @@ impl State {
             out.push(Action::Reply { token, reply: Reply::Done });
         }
         self.advance(user, out);
+    }
+}
+
+/// Answers `Prepare`; what a tunnel will need is got ready while the person types.
+fn prepared(token: Token, reply: Reply, out: &mut Vec<Action>) {
+    let opens = matches!(&reply, Reply::Offer(offer) if offer.purpose == Purpose::Open);
+    out.push(Action::Reply { token, reply });
+    if opens {
+        out.push(Action::Expect);
     }
 }
 

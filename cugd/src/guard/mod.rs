@@ -27,7 +27,7 @@ use std::{
     sync::Arc,
 };
 
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, task::spawn_blocking};
 
 use crate::tunnel::InterfaceName;
 use bpf::{BpfError, Link, Program};
@@ -118,6 +118,7 @@ pub struct Guard {
 struct State {
     plan: Plan,
     programs: Option<Programs>,
+    standby: Option<nft::Standby>,
 }
 
 /// What is needed for programs, and the two that are attached while there is an interface.
@@ -145,12 +146,27 @@ impl Guard {
                 .ok(),
         };
         let layers = if programs.is_some() { Layers::Both } else { Layers::Rules };
-        Ok(Self { layers, state: Arc::new(Mutex::new(State { plan: Plan::default(), programs })) })
+        Ok(Self { layers, state: Arc::new(Mutex::new(State { plan: Plan::default(), programs, standby: None })) })
     }
 
     /// What keeps the interfaces.
     pub fn layers(&self) -> Layers {
         self.layers
+    }
+
+    /// An interface may have to be guarded soon: gets ready what that will take, once.
+    pub async fn expect(&self) {
+        let mut state = self.state.lock().await;
+        if state.standby.is_none() {
+            // On another thread, because a start keeps the one that asks for it until the program is loaded, and the login goes on meanwhile.
+            // What is wrong is said when an interface is to be guarded.
+            state.standby = spawn_blocking(nft::Standby::start).await.ok().and_then(Result::ok);
+        }
+    }
+
+    /// Nothing is expected any more.
+    pub async fn relax(&self) {
+        self.state.lock().await.standby = None;
     }
 
     /// Guards interfaces that are about to be made. What is guarded so already costs nothing.
@@ -188,11 +204,11 @@ impl Guard {
     /// [`GuardError`]: something of the guard is left over; it names nobody that exists.
     pub async fn lower(&self, names: &[InterfaceName]) -> Result<(), GuardError> {
         let mut state = self.state.lock().await;
-        let State { plan, programs } = &mut *state;
+        let State { plan, programs, .. } = &mut *state;
         plan.fences.retain(|name, _| !names.contains(name));
         // Both are tried, whatever becomes of the one.
         let detached = programs.as_mut().map_or(Ok(()), |programs| programs.apply(plan));
-        let ruled = nft::apply(plan, self.beside(), false).await;
+        let ruled = nft::apply(plan, self.beside(), false, None).await;
         detached?;
         ruled
     }
@@ -205,14 +221,15 @@ impl Guard {
             return Ok(());
         }
         if !plan.is_empty() {
-            nft::apply(&plan, self.beside(), state.plan.is_empty()).await?;
+            let standby = state.standby.take();
+            nft::apply(&plan, self.beside(), state.plan.is_empty(), standby).await?;
         }
         if let Some(programs) = &mut state.programs
             && let Err(error) = programs.apply(&plan)
         {
             // Back to what held before; what stood stays guarded by the programs all the time.
             let former = state.plan.clone();
-            if let Err(error) = nft::apply(&former, self.beside(), false).await {
+            if let Err(error) = nft::apply(&former, self.beside(), false, None).await {
                 tracing::error!(error = %causes(&error), "the former packet filter rules could not be restored");
             }
             return Err(error.into());

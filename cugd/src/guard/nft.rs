@@ -1,8 +1,13 @@
-//! Runs the nft program: one transaction each, on its standard input.
+//! Runs the nft program: one transaction each, on its standard input. It reads that to its end before it looks at anything else, so one may be
+//! started beforehand ([`Standby`]): the loading of its libraries is most of what a run takes.
 
 use std::{path::Path, process::Stdio, time::Duration};
 
-use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
+use tokio::{
+    io::AsyncWriteExt,
+    process::{Child, Command},
+    time::timeout,
+};
 
 use super::{
     GuardError,
@@ -17,12 +22,33 @@ const RUN: Duration = Duration::from_secs(5);
 /// Where nft looks for cgroups.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Replaces the rules by those of `plan`, all or nothing. `first`: there should be none of ours yet.
+/// Arguments of a run that reads a transaction.
+const TRANSACTION: [&str; 2] = ["-f", "-"];
+
+/// An nft that waits for its transaction. It ends when this is dropped, and by itself when this process does.
+pub struct Standby(Child);
+
+impl Standby {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// [`GuardError::NoNft`], [`GuardError::Run`]
+    pub fn start() -> Result<Self, GuardError> {
+        start(&TRANSACTION).map(Self)
+    }
+
+    /// Unless somebody has ended it meanwhile.
+    fn waiting(mut self) -> Option<Child> {
+        matches!(self.0.try_wait(), Ok(None)).then_some(self.0)
+    }
+}
+
+/// Replaces the rules by those of `plan`, all or nothing. `first`: there should be none of ours yet. By `standby`, if it is there.
 ///
 /// # Errors
 /// [`GuardError::NoNft`], [`GuardError::Nft`] with what nft said; the former rules stay. [`GuardError::NoSlice`] when listeners could not be
 /// told apart.
-pub async fn apply(plan: &Plan, beside: Beside, first: bool) -> Result<(), GuardError> {
+pub async fn apply(plan: &Plan, beside: Beside, first: bool, standby: Option<Standby>) -> Result<(), GuardError> {
     if beside == Beside::Nothing {
         for uid in plan.fences.values().map(|fence| fence.uid) {
             let slice = Path::new(CGROUPS).join(rules::slice(uid));
@@ -31,14 +57,15 @@ pub async fn apply(plan: &Plan, beside: Beside, first: bool) -> Result<(), Guard
             }
         }
     }
-    if first && !plan.is_empty() {
-        match run(&["-f", "-"], &rules::first_transaction(plan, beside)).await {
-            // A table of our name is there, or it would be refused in any case.
-            Err(GuardError::Nft(_)) => {}
-            other => return other.map(drop),
-        }
+    let first = first && !plan.is_empty();
+    let input = if first { rules::first_transaction(plan, beside) } else { rules::transaction(plan, beside) };
+    let standby = standby.and_then(Standby::waiting);
+    let again = first || standby.is_some();
+    match finish(standby.map_or_else(|| start(&TRANSACTION), Ok)?, &input).await {
+        // A table of our name is there, or somebody ended the one that waited, or it will be refused in any case.
+        Err(GuardError::Nft(_)) if again => run(&TRANSACTION, &rules::transaction(plan, beside)).await.map(drop),
+        other => other.map(drop),
     }
-    run(&["-f", "-"], &rules::transaction(plan, beside)).await.map(drop)
 }
 
 /// All tables that bear our mark, as `family name`: ours, and what somebody made to look like ours.
@@ -61,13 +88,16 @@ fn own_table(line: &str) -> Option<&str> {
 /// # Errors
 /// As [`apply`].
 pub async fn remove(table: &str) -> Result<(), GuardError> {
-    run(&["-f", "-"], &format!("delete table {table}\n")).await.map(drop)
+    run(&TRANSACTION, &format!("delete table {table}\n")).await.map(drop)
 }
 
 async fn run(arguments: &[&str], input: &str) -> Result<String, GuardError> {
+    finish(start(arguments)?, input).await
+}
+
+fn start(arguments: &[&str]) -> Result<Child, GuardError> {
     let program = PROGRAMS.iter().find(|path| Path::new(path).exists()).ok_or(GuardError::NoNft)?;
-    let failed = |source| GuardError::Run { source };
-    let mut child = Command::new(program)
+    Command::new(program)
         .args(arguments)
         .env_clear()
         .stdin(Stdio::piped())
@@ -75,7 +105,10 @@ async fn run(arguments: &[&str], input: &str) -> Result<String, GuardError> {
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .map_err(failed)?;
+        .map_err(|source| GuardError::Run { source })
+}
+
+async fn finish(mut child: Child, input: &str) -> Result<String, GuardError> {
     let stdin = child.stdin.take();
     let work = async {
         if let Some(mut stdin) = stdin {
@@ -84,7 +117,8 @@ async fn run(arguments: &[&str], input: &str) -> Result<String, GuardError> {
         }
         child.wait_with_output().await
     };
-    let output = timeout(RUN, work).await.map_err(|_| GuardError::Slow)?.map_err(failed)?;
+    let output = timeout(RUN, work).await.map_err(|_| GuardError::Slow)?;
+    let output = output.map_err(|source| GuardError::Run { source })?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

@@ -96,6 +96,19 @@ async fn command(guard: &mut Option<Guard>, words: &[&str]) -> Outcome {
             guard.confine(&name(seed), exceptions(closed)?).await.map_err(shown)?;
             Ok(String::new())
         }
+        (["expect"], Some(guard)) => {
+            guard.expect().await;
+            Ok(children()?)
+        }
+        (["relax"], Some(guard)) => {
+            guard.relax().await;
+            // The one that was killed is reaped on the side.
+            while !children()?.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            Ok(String::new())
+        }
+        (["children"], _) => Ok(children()?),
         (["lower", seed], Some(guard)) => {
             let programs = guard.program_ids().await.map_err(shown)?;
             guard.lower(&[name(seed)]).await.map_err(shown)?;
@@ -108,6 +121,18 @@ async fn command(guard: &mut Option<Guard>, words: &[&str]) -> Outcome {
         (["sweep"], _) => Ok(sweep().await.map_err(shown)?.join(", ")),
         _ => Err(format!("what is {words:?}?").into()),
     }
+}
+
+/// Process IDs of the programs that this process runs.
+fn children() -> io::Result<String> {
+    let threads = std::fs::read_dir("/proc/self/task")?;
+    let all: Vec<_> = threads
+        .flatten()
+        .flat_map(|thread| std::fs::read_to_string(thread.path().join("children")))
+        .map(|children| children.trim().to_owned())
+        .filter(|children| !children.is_empty())
+        .collect();
+    Ok(all.join(" "))
 }
 
 pub fn name(seed: &str) -> InterfaceName {

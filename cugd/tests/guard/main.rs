@@ -328,6 +328,38 @@ fn what_is_pinned_outlives_a_crash_until_the_next_start() {
 }
 
 #[test]
+fn an_nft_that_was_started_beforehand_sets_the_rules_and_one_that_died_is_no_loss() {
+    let place = Place::new();
+    let owner = Person::new();
+    let mut guard = place.terminal.guard();
+    guard.ask("select auto process").unwrap();
+    let raise = format!("raise {SEED} {} {OWN} open", owner.uid);
+    let rules = || place.terminal.run("nft", "list ruleset");
+
+    let waiting = guard.ask("expect").unwrap();
+    assert_eq!(std::fs::read_to_string(format!("/proc/{waiting}/comm")).unwrap(), "nft\n");
+    assert_eq!(guard.ask("expect").unwrap(), waiting, "one is enough");
+    assert_eq!(rules(), "");
+    guard.ask(&raise).unwrap();
+    assert!(rules().contains("table inet cug"));
+    assert_eq!(guard.ask("children").unwrap(), "", "it was used");
+
+    let killed = guard.ask("expect").unwrap();
+    place.terminal.run("kill", &format!("-KILL {killed}"));
+    guard.ask(&format!("raise 18 {} {OWN} open", owner.uid)).unwrap();
+    let both = rules();
+    assert!([SEED, "18"].iter().all(|seed| both.contains(actor::name(seed).as_str())), "{both}");
+    for seed in [SEED, "18"] {
+        guard.ask(&format!("lower {seed}")).unwrap();
+    }
+
+    assert_ne!(guard.ask("expect").unwrap(), "");
+    guard.ask("relax").unwrap();
+    assert_eq!(guard.ask("children").unwrap(), "", "nobody logs in after all");
+    assert_eq!(rules(), "");
+}
+
+#[test]
 fn a_refusal_of_the_kernel_opens_nothing() {
     let place = Place::new();
     let owner = Person::new();

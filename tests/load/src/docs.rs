@@ -125,9 +125,10 @@ Runs on one and the same machine differ by a tenth and more: a figure that is wi
 largest of them. Milliseconds here are those of a trace of one login.
 
 - **B1f.** The row below it says where the rest goes, measured in the same logins. It is a process that starts with libpam; some thirty questions to the card service before
-  and after the card's own work; a connection of the daemon to the card service to watch the card; three commits at the server; the packet filter's program, most of whose time is
-  the loading of its libraries; the interface with its addresses, routes and rules. And the floor is measured in a loop, with everything in the processor's caches; a login finds
-  them cold, its 19 MiB for Argon2id first of all. Left out could be neither the process nor the card service nor the guard: what they take alone is more than the aim allows.
+  and after the card's own work; a connection of the daemon to the card service to watch the card; three commits at the server; the packet filter's program; the interface with its
+  addresses, routes and rules; and, between all of these, some hundred changes of process, each of which finds a processor asleep (40 us on this machine). And the floor is measured in
+  a loop, with everything in the processor's caches; a login finds them cold. Left out could be neither the process nor the card service nor the guard: what they take alone is
+  more than the aim allows.
 - **B3, interface gone.** The kernel takes an interface away when no packet can be in it any more: a few milliseconds as a rule, more when processors are busy.
 - **B3, gone elsewhere.** The server commits the end to disk before it tells anybody, and the others are told by the connection that each has; the rest is the taking away here.
 - **B7, the guard.** Every packet passes a program at its socket and the packet filter's chains, the encrypted one as well as the plain one: eight times for a ping and its answer.

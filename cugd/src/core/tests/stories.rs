@@ -92,6 +92,14 @@ fn log_in_and_out() {
 }
 
 #[test]
+fn a_tunnel_is_expected_when_a_login_begins_that_may_open_one() {
+    let (mut world, ..) = up();
+    assert_eq!(world.expected, 1);
+    assert_eq!(world.prepare(user(0)), Purpose::Verify);
+    assert_eq!(world.expected, 1, "a mere check opens nothing");
+}
+
+#[test]
 fn a_card_that_is_faster_than_the_channel_is_still_told_to_the_server() {
     let mut world = World::new();
     world.prepare(user(0));

@@ -72,6 +72,8 @@ pub struct World {
     pub zones: BTreeMap<(Number, u32), Arc<Zone>>,
     /// What those who watch were told.
     pub told: Vec<Notice>,
+    /// How often a tunnel was said to be on its way.
+    pub expected: u32,
     /// Where the server sees the terminal.
     pub seen: std::net::IpAddr,
     /// Cards that are looked for.
@@ -167,6 +169,7 @@ impl World {
             exited: false,
             zones: BTreeMap::new(),
             told: Vec::new(),
+            expected: 0,
             seen: [10, 0, 0, 1].into(),
             searches: BTreeMap::new(),
             deeds: Vec::new(),
@@ -377,6 +380,7 @@ impl World {
             Action::Check { link } => self.links.get_mut(&link).expect("an open channel").checks += 1,
             Action::Names { number, group, zone } => self.named(number, group, zone),
             Action::Tell(notice) => self.told.push(notice),
+            Action::Expect => self.expected += 1,
             Action::AwaitCard { number, fingerprint, .. } => {
                 assert!(self.searches.insert(number, fingerprint).is_none());
                 self.session_of.extend(delivered.map(|session| (number, session)));

@@ -6,7 +6,7 @@ use cug_load::figures::{Report, Sample};
 use cug_load::host::{Site, Size};
 use cug_load::terminal::PASSWORD;
 use cug_proto::secret::SecretBytes;
-use cug_server::service::PasswordPool;
+use cug_server::service::HashMemory;
 use cug_tests::card::PIN;
 use cug_tests::terminal::Terminal;
 use std::time::{Duration, Instant};
@@ -20,7 +20,8 @@ impl Floor {
     /// Each `times` times; the card is the one in the terminal's reader.
     pub(super) fn measure(terminal: &Terminal, times: usize) -> anyhow::Result<Self> {
         let password = SecretBytes::copy_from(PASSWORD.as_bytes()).context("too long")?;
-        let argon2 = timed(times, || PasswordPool::hash(COST, &password, [7; 16]).map(drop).map_err(Into::into))?;
+        let mut memory = HashMemory::default();
+        let argon2 = timed(times, || memory.hash(COST, &password, [7; 16]).map(drop).map_err(Into::into))?;
         let rsa = with_rsa_key(|work| timed(times, work))?;
         let parts = [
             ("card (connect, SELECT, PIN, key)", card(terminal, times)?),

@@ -11,7 +11,7 @@ use cug_load::host::{Site, Size};
 use cug_load::terminal::{Member, Organisation, PASSWORD};
 use cug_proto::secret::SecretBytes;
 use cug_server::config::Argon2Cost;
-use cug_server::service::PasswordPool;
+use cug_server::service::HashMemory;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -120,7 +120,8 @@ fn floor_on(processors: usize) -> anyhow::Result<(Duration, Duration)> {
 fn floor() -> anyhow::Result<(Duration, Duration)> {
     const ROUNDS: u32 = 20;
     let password = SecretBytes::copy_from(PASSWORD.as_bytes()).context("too long")?;
-    let argon2 = cpu_of(ROUNDS, || PasswordPool::hash(COST, &password, [7; 16]).map(drop).map_err(Into::into))?;
+    let mut memory = HashMemory::default();
+    let argon2 = cpu_of(ROUNDS, || memory.hash(COST, &password, [7; 16]).map(drop).map_err(Into::into))?;
     let rsa = with_rsa_key(|work| cpu_of(ROUNDS, work))?;
     Ok((argon2, rsa))
 }
