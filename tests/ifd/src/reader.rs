@@ -69,10 +69,14 @@ impl Reader {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let listener = UnixListener::bind(path)?;
+        // Under another name first: who sees the socket may connect.
+        let new = path.with_extension("new");
+        let _left_by_an_earlier_pcscd = fs::remove_file(&new);
+        let listener = UnixListener::bind(&new)?;
         // The card of a test may run as another user than pcscd.
-        fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o666))?;
         listener.set_nonblocking(true)?;
+        fs::rename(&new, path)?;
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         Ok(Self { path: path.to_owned(), listener, wake, state: Mutex::default(), exchange: Mutex::default() })
     }
