@@ -11,7 +11,6 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 use tokio::sync::{Semaphore, oneshot};
-use zeroize::Zeroize;
 
 /// The pool. Who waits is served in the order of coming; a user has one place at most, because logins of a user come one after the other.
 pub struct PasswordPool {
@@ -19,8 +18,8 @@ pub struct PasswordPool {
     workers: Arc<Semaphore>,
     queued: Arc<AtomicUsize>,
     most_queued: usize,
-    /// The memory of the hash before this one, if nobody else has taken it.
-    spare: Arc<Mutex<HashMemory>>,
+    /// The memory of earlier hashes that nobody uses at the moment.
+    spare: Arc<Mutex<Vec<HashMemory>>>,
 }
 
 /// The memory of one hash. It is kept for the next: the kernel gives fresh memory page by page, which takes a tenth of a hash, and more on a busy
@@ -30,7 +29,7 @@ pub struct PasswordPool {
 pub struct HashMemory(Vec<Block>);
 
 /// Blocks, each a KiB, that are wiped at a time.
-const PIECE: usize = 512;
+const PIECE: usize = 1024;
 
 /// A password could not be checked or hashed.
 #[derive(Debug, thiserror::Error)]
@@ -111,15 +110,23 @@ impl PasswordPool {
         }
         let worker = self.workers.clone().acquire_owned().await.map_err(|_| PasswordError::Busy)?;
         let (tell, told) = oneshot::channel();
-        let spare = self.spare.clone();
+        let (spare, still_queued) = (self.spare.clone(), self.queued.clone());
         tokio::task::spawn_blocking(move || {
-            let mut memory = std::mem::take(&mut *spare.lock().unwrap_or_else(PoisonError::into_inner));
+            let spare = || spare.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut memory = spare().pop().unwrap_or_default();
             let result = work(&mut memory);
             drop(queued);
             // Who asked may have given up.
             let _asker_gone = tell.send(result);
-            memory.keep_in(&spare);
-            drop(worker);
+            memory.wipe();
+            // One is enough for logins that come one at a time; a crowd's memory goes back to the kernel with the crowd.
+            let too_many = {
+                let mut spare = spare();
+                spare.push(memory);
+                let enough = still_queued.load(Ordering::Relaxed).clamp(1, spare.len());
+                spare.split_off(enough)
+            };
+            drop((too_many, worker));
         });
         told.await.map_err(|_| PasswordError::Fault("the hash was not completed".into()))?
     }
@@ -178,17 +185,10 @@ impl HashMemory {
     /// In pieces: who waits for the result may be waiting for this processor.
     fn wipe(&mut self) {
         for piece in self.0.chunks_mut(PIECE) {
-            piece.iter_mut().for_each(Zeroize::zeroize);
+            piece.fill(Block::new());
+            // What is about to be freed is written to all the same.
+            std::hint::black_box(piece);
             std::thread::yield_now();
-        }
-    }
-
-    /// The larger one is kept. One is enough: logins that come one at a time find it, and a crowd's memory goes back to the kernel.
-    fn keep_in(mut self, spare: &Mutex<Self>) {
-        let kept = || spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept().0.len() < self.0.len() {
-            self.wipe();
-            std::mem::swap(&mut *kept(), &mut self);
         }
     }
 }
@@ -229,9 +229,24 @@ mod tests {
             assert!(pool.verify(bytes("passwd1"), record).await.unwrap());
             let _its_work_is_done = pool.workers.acquire().await.unwrap();
             let spare = pool.spare.lock().unwrap();
-            assert_eq!(spare.0.len(), kept, "after a hash in {memory_kib} KiB");
-            assert!(spare.0.iter().all(|block| block.as_ref().iter().all(|word| *word == 0)));
+            assert_eq!(spare.len(), 1);
+            assert_eq!(spare[0].0.len(), kept, "after a hash in {memory_kib} KiB");
+            assert!(spare[0].0.iter().all(|block| block.as_ref().iter().all(|word| *word == 0)));
         }
+    }
+
+    #[tokio::test]
+    async fn a_crowd_leaves_one_memory_behind() {
+        let cost = Argon2Cost { memory_kib: 1024, iterations: 1, lanes: 1 };
+        let pool = Arc::new(PasswordPool::new(cost, PoolSize { workers: 3, queue: 10 }));
+        let mut crowd = tokio::task::JoinSet::new();
+        for _ in 0..12 {
+            let pool = pool.clone();
+            crowd.spawn(async move { pool.hash_new(bytes("passwd1"), [7; 16]).await.map(drop) });
+        }
+        assert!(crowd.join_all().await.iter().all(Result::is_ok));
+        let _their_work_is_done = pool.workers.acquire_many(3).await.unwrap();
+        assert_eq!(pool.spare.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]
