@@ -9,6 +9,7 @@ mod common;
 use common::*;
 use std::{
     ffi::{OsStr, OsString},
+    io::Write,
     os::unix::{ffi::OsStringExt, fs::PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -20,8 +21,13 @@ fn wrapper(server: &TestServer) -> PathBuf {
     let (program, config) = (env!("CARGO_BIN_EXE_cug-server"), server.dir.join("server.toml"));
     let script =
         format!("#!/bin/sh\necho passwd9 | setsid --wait '{program}' --config '{}' \"$@\"\n", config.display());
-    std::fs::write(&path, script).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // Another process writes it: a descriptor of this one's may be in a child that another test is just starting, and then the kernel refuses to run
+    // the script ("text file busy").
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(&path).stdin(Stdio::piped());
+    let mut shell = shell.spawn().unwrap();
+    shell.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    assert!(shell.wait().unwrap().success());
     path
 }
 

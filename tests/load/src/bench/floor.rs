@@ -37,6 +37,12 @@ impl Floor {
         self.parts.iter().map(|(_, sample)| sample.median()).sum()
     }
 
+    /// Of these, what the server needs to answer a password.
+    pub(super) fn answer(&self) -> f64 {
+        let [_, argon2, rsa, _] = &self.parts;
+        argon2.1.median() + rsa.1.median()
+    }
+
     /// For the table.
     pub(super) fn words(&self) -> String {
         let parts: Vec<_> = self.parts.iter().map(|(name, sample)| format!("{name} {:.1}", sample.median())).collect();

@@ -8,6 +8,7 @@ use cug_cards::Exchange;
 use cug_load::figures::{Report, Row, Sample};
 use cug_tests::card::PivCard;
 use cug_tests::login::{Login, Script};
+use cug_tests::server::ServerHost;
 use cug_tests::terminal::Terminal;
 use cug_tests::world::World;
 use std::fs;
@@ -21,6 +22,12 @@ const USER: &str = "USER-A";
 
 /// The password of both.
 const PASSWORD: &str = "passwd1";
+
+/// Where the server tells how long it takes.
+const METRICS: &str = "metrics.listen = \"127.0.0.1:9464\"\n";
+
+/// Asks there.
+const ASK: &str = "exec 3<>/dev/tcp/127.0.0.1/9464; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
 
 /// One way to log in, measured many times.
 #[derive(Default)]
@@ -92,6 +99,15 @@ impl Openings {
     }
 }
 
+/// The server's answers to `Login`: how many, and their time in seconds.
+fn answers(server: &ServerHost) -> anyhow::Result<(f64, f64)> {
+    let text = server.space().run("bash", &["-c", ASK])?.ok()?;
+    let figure =
+        |name: &str| -> Option<f64> { text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()) };
+    let answers = figure("cug_login_duration_seconds_count").zip(figure("cug_login_duration_seconds_sum"));
+    answers.with_context(|| format!("the server does not tell how long logins take:\n{text}"))
+}
+
 fn sample(values: &[f64]) -> Sample {
     values.iter().copied().collect()
 }
@@ -124,7 +140,7 @@ impl Desk<'_> {
 /// In turn, on one card in one reader.
 pub(super) fn run(scale: Scale, report: &mut Report) -> anyhow::Result<()> {
     let logs = super::logs("login")?;
-    let world = World::new(&logs, 1)?;
+    let world = World::with_config(&logs, 1, METRICS)?;
     let terminal = world.terminal(1);
     let card = pkcs11::prepare(terminal, USER, PASSWORD)?;
     let card = world.issue(PivCard::from_own(card), USER, &["--generate"])?;
@@ -135,14 +151,17 @@ pub(super) fn run(scale: Scale, report: &mut Report) -> anyhow::Result<()> {
     desk.round(our_script(), &mut Way::default())?;
     desk.round(their_script(), &mut Way::default())?;
     let (mut ours, mut theirs) = (Way::default(), Way::default());
+    let before = answers(&world.server)?;
     for _ in 0..scale.of(50) {
         desk.round(our_script(), &mut ours)?;
         desk.round(their_script(), &mut theirs)?;
     }
+    let after = answers(&world.server)?;
     let reader = terminal.insert(desk.card.take().context("no card")?)?;
     let floor = Floor::measure(terminal, scale.of(40))?;
     tell(&ours, &theirs, &floor, report);
-    beside_the_floor(&ours, &Openings::of(&terminal.cugd_log()), &floor, report);
+    let answer = (after.1 - before.1) / (after.0 - before.0) * 1e3;
+    beside_the_floor(&ours, answer, &Openings::of(&terminal.cugd_log()), &floor, report);
     drop(reader);
     drop(world);
     fs::remove_dir_all(logs).ok();
@@ -197,7 +216,8 @@ fn tell(ours: &Way, theirs: &Way, floor: &Floor, report: &mut Report) {
 }
 
 /// Where the time goes that a login takes beside its floor. What the floor costs more when the processor's caches are cold is in the second figure.
-fn beside_the_floor(ours: &Way, openings: &Openings, floor: &Floor, report: &mut Report) {
+/// `answer`: what the server took on average from `Login` to its answer, in milliseconds.
+fn beside_the_floor(ours: &Way, answer: f64, openings: &Openings, floor: &Floor, report: &mut Report) {
     let difference =
         |later: &[f64], earlier: &[f64]| -> Sample { later.iter().zip(earlier).map(|(l, e)| l - e).collect() };
     let (asked, answered) = (sample(&ours.asked), difference(&ours.authenticated, &ours.asked));
@@ -215,11 +235,13 @@ fn beside_the_floor(ours: &Way, openings: &Openings, floor: &Floor, report: &mut
         bench: "B1f",
         what: "where the rest of it goes".into(),
         figure: format!(
-            "{:.1} ms until the first question (process, libpam, daemon, reader); {:.1} from there until authenticated, beside the floor's {:.1}; {:.1} to open \
-             the session, of them {:.1} for interface and guard and {:.1} until the server has heard",
+            "{:.1} ms until the first question (process, libpam, daemon, reader); {:.1} from there until authenticated, of them {:.1} for the server's answer to the \
+             password, beside the floor's {:.1} and {:.1}; {:.1} to open the session, of them {:.1} for interface and guard and {:.1} until the server has heard",
             asked.median(),
             answered.median(),
+            answer,
             floor.sum(),
+            floor.answer(),
             opening.median(),
             up.median(),
             told.median(),
