@@ -211,7 +211,7 @@ async fn the_answer_counts() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        std::io::Write::write_all(&mut child.stdin.take().unwrap(), answer.as_bytes()).unwrap();
+        child.stdin.take().unwrap().write_all(answer.as_bytes()).unwrap();
         let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
         let shown = String::from_utf8_lossy(&output.stdout);
         assert!(shown.contains("USER-A at terminal-1 (127.0.0.1), group VPN1"), "{shown}");
