@@ -1,7 +1,7 @@
 //! The tunnel belongs to its user; two users of different groups at one terminal; what is left over is named.
 
 use crate::support::{SOON, does_not_reach, one_sentence, overlay, reaches, wait_seats};
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use cug_tests::accounts::LOCAL_USER;
 use cug_tests::lan;
 use cug_tests::login::Script;
@@ -40,6 +40,28 @@ fn nobody_else_at_the_terminal_gets_into_the_tunnel() {
         wait::for_true("the look after the end", SOON, || {
             world.terminal(1).cugctl("status").is_ok_and(|status| status["teardowns"] == 1 && status["leftovers"] == 0)
         })
+    });
+}
+
+/// There are places where people log in with numbers, and one of these may be another account's user ID.
+#[test]
+fn an_account_whose_name_is_the_members_number_is_not_taken_for_the_member() {
+    scenario("guard-numbers", |logs| {
+        let world = World::new(logs, 2)?;
+        let _echoes: Vec<_> =
+            world.terminals.iter().map(|terminal| Echo::start(terminal.space())).collect::<Result<_, _>>()?;
+        let here = world.terminal(1).space();
+        let accounts = std::fs::read_to_string(here.path("/etc/passwd"))?;
+        let member = accounts.lines().find_map(|line| line.strip_prefix("USER-A:")).context("no account")?;
+        let number = member.split(':').nth(1).context("no number")?;
+        here.write("/etc/passwd", format!("{accounts}{number}:x:4999:65534::/:/bin/sh\n"), 0o644)?;
+        let _a = world.terminal(1).insert(world.card("USER-A")?)?;
+        let _b = world.terminal(2).insert(world.card("USER-B")?)?;
+        let _login_a = world.terminal(1).log_in("USER-A", "passwd1")?;
+        let _login_b = world.terminal(2).log_in("USER-B", "passwd2")?;
+        let at_b = overlay(&world, "USER-B", "VPN1")?;
+        reaches(here, "USER-A", at_b)?;
+        does_not_reach(here, number, at_b)
     });
 }
 

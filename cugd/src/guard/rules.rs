@@ -3,7 +3,11 @@
 //! Nothing but names of our own form, numbers and addresses goes into the text. Our table only drops and rejects: an `accept` here ends
 //! the look at this table, not that of the administrator's own.
 
-use std::{collections::BTreeMap, fmt::Write, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
@@ -38,16 +42,32 @@ fn table(plan: &Plan, beside: Beside) -> String {
     let mut text = String::new();
     if !plan.is_empty() {
         text += &format!("table inet {TABLE} {{\n");
+        let owners: BTreeSet<u32> = plan.fences.values().map(|fence| fence.uid).collect();
+        owners.into_iter().for_each(|uid| text += &sockets_of(uid));
         plan.fences.values().for_each(|fence| text += &own_chains(fence, plan, beside));
         for (uid, allowed) in plan.confined() {
             text += &confinement(uid, &allowed);
         }
         text += &input(plan);
-        text += &output(plan, beside);
+        text += &inside(plan, beside);
+        text += &output(plan);
         text += &forward(plan);
         text += "}\n";
     }
     text
+}
+
+/// A user ID as nft takes it. nft asks the name service for a user of that *name* first, and there are places where people are called by numbers; no name
+/// begins with a plus, and a number may.
+fn number(uid: u32) -> String {
+    format!("\"+{uid}\"")
+}
+
+/// Lets the packets of the user's sockets pass, drops those of others, and returns with those of no socket. Once for each user: each number that nft
+/// reads is a question to the name service.
+fn sockets_of(uid: u32) -> String {
+    let number = number(uid);
+    format!("chain sockets_of_{uid} {{\nmeta skuid {number} accept\nmeta skuid != {number} drop\n}}\n")
 }
 
 /// The user's slice, as systemd names it, below the root of the cgroup tree.
@@ -58,7 +78,7 @@ pub fn slice(uid: u32) -> String {
 /// What goes into an interface and what comes out of it.
 fn own_chains(fence: &Fence, plan: &Plan, beside: Beside) -> String {
     let (name, uid) = (&fence.name, fence.uid);
-    let mut text = format!("chain out_{name} {{\nmeta skuid {uid} accept\nmeta skuid != {uid} drop\n");
+    let mut text = format!("chain out_{name} {{\njump sockets_of_{uid}\n");
     // From here on packets of sockets without a file: the kernel's own answers.
     for address in plan.shared() {
         text += &format!("{} saddr {address} drop\n", family(address));
@@ -126,19 +146,19 @@ const ANSWERS: &str = "chain answers {\n\
     icmpv6 type { echo-reply, destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept\n\
     drop\n}\n";
 
-fn output(plan: &Plan, beside: Beside) -> String {
+/// What is sent to an overlay address inside this machine.
+fn inside(plan: &Plan, beside: Beside) -> String {
     let mut text = match beside {
         Beside::Programs => ANSWERS.to_owned(),
         Beside::Nothing => String::new(),
     };
-    text += "chain output {\ntype filter hook output priority filter; policy accept;\n";
+    text += "chain inside {\n";
     let shared = plan.shared();
     for (address, fences) in holders(plan) {
-        let to = format!("oifname \"lo\" {} daddr {address}", family(address));
+        let to = format!("{} daddr {address}", family(address));
         match fences.first() {
             Some(fence) if !shared.contains(&address) => {
-                let uid = fence.uid;
-                text += &format!("{to} meta skuid {uid} accept\n{to} meta skuid != {uid} drop\n");
+                text += &format!("{to} jump sockets_of_{}\n", fence.uid);
                 text += &match beside {
                     Beside::Programs => format!("{to} jump answers\n"),
                     Beside::Nothing => format!("{to} ct state established,related accept\n{to} drop\n"),
@@ -148,11 +168,19 @@ fn output(plan: &Plan, beside: Beside) -> String {
             _ => text += &format!("{to} drop\n"),
         }
     }
+    text + "}\n"
+}
+
+/// Few rules come before what most packets are, those of the network below: each of them passes this.
+fn output(plan: &Plan) -> String {
+    let mut text =
+        "chain output {\ntype filter hook output priority filter; policy accept;\noifname \"lo\" jump inside\n"
+            .to_owned();
     for name in plan.fences.keys() {
         text += &format!("oifname \"{name}\" jump out_{name}\n");
     }
     for uid in plan.confined().keys() {
-        text += &format!("meta skuid {uid} jump closed_{uid}\n");
+        text += &format!("meta skuid {} jump closed_{uid}\n", number(*uid));
     }
     text + "}\n"
 }
@@ -208,16 +236,18 @@ mod tests {
         );
         let text = transaction(&plan, Beside::Programs);
         for line in [
-            "oifname \"lo\" ip daddr 100.96.0.1 drop",
-            "oifname \"lo\" ip6 daddr fd00::1 meta skuid != 7 drop",
+            "ip daddr 100.96.0.1 drop",
+            "ip6 daddr fd00::1 jump sockets_of_7",
+            "meta skuid != \"+7\" drop",
             "ip daddr 100.96.0.1 iifname != { \"cugaaaaaaaaaa\", \"cugbbbbbbbbbb\", \"lo\" } drop",
             "ip daddr 192.0.2.0/24 meta l4proto { tcp, udp } th dport 53 accept",
             "ip6 daddr fd01::9/128 meta l4proto { tcp, udp } th dport 7531 accept",
-            "meta skuid 7 jump closed_7",
+            "meta skuid \"+7\" jump closed_7",
             "meta nfproto ipv6 drop",
         ] {
             assert!(text.contains(&format!("\n{line}\n")), "{line} in\n{text}");
         }
+        assert!(text.matches(" \"+7\" ").count() == 3, "each is a question to the name service");
         assert!(!text.contains("closed_8") && !text.contains("cgroupv2"));
         assert!(!text.contains("ct state"), "all traffic of the workstation would be tracked");
         assert!(transaction(&plan, Beside::Nothing).contains("socket cgroupv2 level 2 \"user.slice/user-7.slice\""));
