@@ -1,35 +1,27 @@
 //! Passwords: Argon2id (RFC 9106) in a bounded pool, so that a storm of logins takes neither all memory nor all processors.
 
+mod memory;
+
 use crate::{
     config::{Argon2Cost, PoolSize},
     store::PasswordRecord,
 };
-use argon2::{Algorithm, Argon2, Block, Params, Version};
 use cug_proto::secret::{Secret, SecretBytes};
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+pub use memory::HashMemory;
+use std::{
+    collections::VecDeque,
+    mem,
+    panic::{self, AssertUnwindSafe},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 /// The pool. Who waits is served in the order of coming; a user has one place at most, because logins of a user come one after the other.
 pub struct PasswordPool {
     cost: Argon2Cost,
-    workers: Arc<Semaphore>,
-    queued: Arc<AtomicUsize>,
-    most_queued: usize,
-    /// The memory of earlier hashes that nobody uses at the moment.
-    spare: Arc<Mutex<Vec<HashMemory>>>,
+    size: PoolSize,
+    desk: Arc<Desk>,
 }
-
-/// The memory of one hash. It is kept for the next: the kernel gives fresh memory page by page, which takes a tenth of a hash, and more on a busy
-/// machine. Wiped between two, because what is in it at the end can be followed back to its first blocks, and against these a password is tried at the
-/// price of a fast hash.
-#[derive(Default)]
-pub struct HashMemory(Vec<Block>);
-
-/// Blocks, each a KiB, that are wiped at a time.
-const PIECE: usize = 1024;
 
 /// A password could not be checked or hashed.
 #[derive(Debug, thiserror::Error)]
@@ -42,25 +34,32 @@ pub enum PasswordError {
     Fault(String),
 }
 
-/// Counts a waiting login, also when it gives up.
-struct Queued(Arc<AtomicUsize>);
+/// Where hashes are ordered and workers find them.
+#[derive(Default)]
+struct Desk(Mutex<State>);
 
-impl Drop for Queued {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+#[derive(Default)]
+struct State {
+    orders: VecDeque<Order>,
+    /// Threads that take orders. Each ends when there is none.
+    workers: usize,
+    /// Those of them that carry one out.
+    hashing: usize,
+    /// The memory of workers that have ended, wiped.
+    spare: Vec<HashMemory>,
+}
+
+struct Order {
+    password: SecretBytes,
+    /// Salt and cost.
+    record: PasswordRecord,
+    tell: oneshot::Sender<Result<Secret<32>, PasswordError>>,
 }
 
 impl PasswordPool {
     /// A pool that hashes at `cost`.
     pub fn new(cost: Argon2Cost, size: PoolSize) -> Self {
-        Self {
-            cost,
-            workers: Arc::new(Semaphore::new(size.workers)),
-            queued: Arc::default(),
-            most_queued: size.workers.saturating_mul(size.queue.saturating_add(1)),
-            spare: Arc::default(),
-        }
+        Self { cost, size, desk: Arc::default() }
     }
 
     /// Whether `password` is the one of `record`. Where there is none, nothing is, and it takes as long to say so.
@@ -68,15 +67,12 @@ impl PasswordPool {
     /// # Errors
     /// [`PasswordError`]
     pub async fn verify(&self, password: SecretBytes, record: PasswordRecord) -> Result<bool, PasswordError> {
-        let cost = self.cost;
-        self.work(move |memory| {
-            if record.is_none() {
-                // The salt plays no part in the time.
-                return memory.hash(cost, &password, record.salt).map(|_| false);
-            }
-            memory.verify(&password, &record)
-        })
-        .await
+        if record.is_none() {
+            // The salt plays no part in the time.
+            return self.derive(password, blank(self.cost, record.salt)).await.map(|_| false);
+        }
+        let right = record.hash;
+        Ok(self.derive(password, record).await?.matches(&right))
     }
 
     /// The record of a new password.
@@ -84,8 +80,9 @@ impl PasswordPool {
     /// # Errors
     /// [`PasswordError`]
     pub async fn hash_new(&self, password: SecretBytes, salt: [u8; 16]) -> Result<PasswordRecord, PasswordError> {
-        let cost = self.cost;
-        self.work(move |memory| memory.hash(cost, &password, salt)).await
+        let mut record = blank(self.cost, salt);
+        record.hash = *self.derive(password, record.clone()).await?.expose();
+        Ok(record)
     }
 
     /// Whether a password of this record should be hashed again: the configuration has become more expensive since.
@@ -95,40 +92,7 @@ impl PasswordPool {
 
     /// Hashes and checks that run or wait.
     pub fn queued(&self) -> usize {
-        self.queued.load(Ordering::Relaxed)
-    }
-
-    /// Waits for a worker and has it do this. The memory is wiped when the result is told.
-    async fn work<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut HashMemory) -> Result<T, PasswordError> + Send + 'static,
-    ) -> Result<T, PasswordError> {
-        let before = self.queued.fetch_add(1, Ordering::Relaxed);
-        let queued = Queued(self.queued.clone());
-        if before >= self.most_queued {
-            return Err(PasswordError::Busy);
-        }
-        let worker = self.workers.clone().acquire_owned().await.map_err(|_| PasswordError::Busy)?;
-        let (tell, told) = oneshot::channel();
-        let (spare, still_queued) = (self.spare.clone(), self.queued.clone());
-        tokio::task::spawn_blocking(move || {
-            let spare = || spare.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut memory = spare().pop().unwrap_or_default();
-            let result = work(&mut memory);
-            drop(queued);
-            // Who asked may have given up.
-            let _asker_gone = tell.send(result);
-            memory.wipe();
-            // One is enough for logins that come one at a time; a crowd's memory goes back to the kernel with the crowd.
-            let too_many = {
-                let mut spare = spare();
-                spare.push(memory);
-                let enough = still_queued.load(Ordering::Relaxed).clamp(1, spare.len());
-                spare.split_off(enough)
-            };
-            drop((too_many, worker));
-        });
-        told.await.map_err(|_| PasswordError::Fault("the hash was not completed".into()))?
+        self.desk.state().queued()
     }
 
     /// The record of a new password. Blocks for some tens of milliseconds.
@@ -138,70 +102,89 @@ impl PasswordPool {
     pub fn hash(cost: Argon2Cost, password: &SecretBytes, salt: [u8; 16]) -> Result<PasswordRecord, PasswordError> {
         HashMemory::default().hash(cost, password, salt)
     }
-}
 
-impl HashMemory {
-    /// The record of a new password. Blocks for some tens of milliseconds.
-    ///
-    /// # Errors
-    /// [`PasswordError::Fault`]
-    pub fn hash(
-        &mut self,
-        cost: Argon2Cost,
-        password: &SecretBytes,
-        salt: [u8; 16],
-    ) -> Result<PasswordRecord, PasswordError> {
-        let Argon2Cost { memory_kib, iterations, lanes } = cost;
-        let mut record = PasswordRecord { salt, hash: [0; 32], memory_kib, iterations, lanes };
-        record.hash = *self.derive(password, &record)?.expose();
-        Ok(record)
-    }
-
-    fn verify(&mut self, password: &SecretBytes, record: &PasswordRecord) -> Result<bool, PasswordError> {
-        Ok(self.derive(password, record)?.matches(&record.hash))
-    }
-
-    fn derive(&mut self, password: &SecretBytes, record: &PasswordRecord) -> Result<Secret<32>, PasswordError> {
-        let fault = |e: argon2::Error| PasswordError::Fault(e.to_string());
-        let params = Params::new(record.memory_kib, record.iterations, record.lanes, Some(32)).map_err(fault)?;
-        let blocks = self.room(params.block_count())?;
-        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        Secret::try_fill(|out| argon2.hash_password_into_with_memory(password.expose(), &record.salt, out, blocks))
-            .map_err(fault)
-    }
-
-    fn room(&mut self, count: usize) -> Result<&mut [Block], PasswordError> {
-        if self.0.len() < count {
-            // Not grown: what is there would be copied.
-            self.wipe();
-            let mut blocks = Vec::new();
-            blocks.try_reserve_exact(count).map_err(|e| PasswordError::Fault(e.to_string()))?;
-            blocks.resize(count, Block::new());
-            self.0 = blocks;
+    async fn derive(&self, password: SecretBytes, record: PasswordRecord) -> Result<Secret<32>, PasswordError> {
+        let (tell, told) = oneshot::channel();
+        {
+            let mut state = self.desk.state();
+            // Who gave up leaves no place taken, and no password.
+            state.orders.retain(|order| !order.tell.is_closed());
+            if state.queued() >= self.size.workers.saturating_mul(self.size.queue.saturating_add(1)) {
+                return Err(PasswordError::Busy);
+            }
+            state.orders.push_back(Order { password, record, tell });
+            if state.workers < self.size.workers {
+                state.workers += 1;
+                let desk = self.desk.clone();
+                tokio::task::spawn_blocking(move || desk.work());
+            }
         }
-        Ok(self.0.get_mut(..count).unwrap_or_default())
-    }
-
-    /// In pieces: who waits for the result may be waiting for this processor.
-    fn wipe(&mut self) {
-        for piece in self.0.chunks_mut(PIECE) {
-            piece.fill(Block::new());
-            // What is about to be freed is written to all the same.
-            std::hint::black_box(piece);
-            std::thread::yield_now();
-        }
+        told.await.map_err(|_| PasswordError::Fault("the hash was not completed".into()))?
     }
 }
 
-impl Drop for HashMemory {
-    fn drop(&mut self) {
-        self.wipe();
+/// A record with everything but the hash.
+fn blank(Argon2Cost { memory_kib, iterations, lanes }: Argon2Cost, salt: [u8; 16]) -> PasswordRecord {
+    PasswordRecord { salt, hash: [0; 32], memory_kib, iterations, lanes }
+}
+
+impl Desk {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a worker does: orders, as long as there are any, in the same memory, which is left wiped.
+    fn work(&self) {
+        let mut memory = self.state().spare.pop().unwrap_or_default();
+        loop {
+            let mut state = self.state();
+            if let Some(order) = state.orders.pop_front() {
+                if !order.tell.is_closed() {
+                    state.hashing += 1;
+                    drop(state);
+                    self.carry_out(order, &mut memory);
+                }
+            } else if memory.is_wiped() {
+                return drop(state.leave(memory));
+            } else {
+                drop(state);
+                memory.wipe();
+            }
+        }
+    }
+
+    fn carry_out(&self, order: Order, memory: &mut HashMemory) {
+        let Order { password, record, tell } = order;
+        // A worker that is lost would be missed by all who come later.
+        let result = panic::catch_unwind(AssertUnwindSafe(|| memory.derive(&password, &record)));
+        self.state().hashing -= 1;
+        // Who asked may have given up.
+        let _asker_gone = tell.send(result.unwrap_or_else(|_| Err(PasswordError::Fault("the hash panicked".into()))));
+    }
+}
+
+impl State {
+    fn queued(&self) -> usize {
+        self.hashing + self.orders.iter().filter(|order| !order.tell.is_closed()).count()
+    }
+
+    /// A worker ends. One memory is enough for logins that come one at a time; a crowd's memory goes back to the kernel with the crowd.
+    #[must_use = "what is freed is not freed under the lock"]
+    fn leave(&mut self, memory: HashMemory) -> Vec<HashMemory> {
+        self.workers -= 1;
+        let mut spare = mem::take(&mut self.spare);
+        spare.push(memory);
+        let too_many = spare.split_off(self.workers.clamp(1, spare.len()));
+        self.spare = spare;
+        too_many
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+    use tokio::{task::JoinSet, time};
 
     const SIZE: PoolSize = PoolSize { workers: 1, queue: 2 };
 
@@ -209,49 +192,61 @@ mod tests {
         SecretBytes::copy_from(text.as_bytes()).unwrap()
     }
 
+    fn cost(memory_kib: u32) -> Argon2Cost {
+        Argon2Cost { memory_kib, iterations: 1, lanes: 1 }
+    }
+
+    /// All workers have ended.
+    async fn idle(pool: &PasswordPool) {
+        let ended = async {
+            while pool.desk.state().workers > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        time::timeout(Duration::from_secs(20), ended).await.unwrap();
+    }
+
     #[tokio::test]
     async fn only_the_password_verifies() {
-        let cost = Argon2Cost { memory_kib: 64, iterations: 1, lanes: 1 };
-        let pool = PasswordPool::new(cost, SIZE);
-        let record = PasswordPool::hash(cost, &bytes("passwd1"), [7; 16]).unwrap();
+        let pool = PasswordPool::new(cost(64), SIZE);
+        let record = PasswordPool::hash(cost(64), &bytes("passwd1"), [7; 16]).unwrap();
         assert!(pool.verify(bytes("passwd1"), record.clone()).await.unwrap());
         assert!(!pool.verify(bytes("passwd2"), record.clone()).await.unwrap());
         assert_eq!(pool.queued(), 0);
-        assert_ne!(PasswordPool::hash(cost, &bytes("passwd1"), [8; 16]).unwrap().hash, record.hash);
+        assert_eq!(pool.hash_new(bytes("passwd1"), [7; 16]).await.unwrap().hash, record.hash);
+        assert_ne!(PasswordPool::hash(cost(64), &bytes("passwd1"), [8; 16]).unwrap().hash, record.hash);
     }
 
     #[tokio::test]
     async fn the_memory_is_kept_and_nothing_is_left_in_it() {
-        let of = |memory_kib| Argon2Cost { memory_kib, iterations: 1, lanes: 1 };
-        let pool = PasswordPool::new(of(64), SIZE);
+        let pool = PasswordPool::new(cost(64), SIZE);
         for (memory_kib, kept) in [(64, 64), (256, 256), (128, 256)] {
-            let record = PasswordPool::hash(of(memory_kib), &bytes("passwd1"), [7; 16]).unwrap();
+            let record = PasswordPool::hash(cost(memory_kib), &bytes("passwd1"), [7; 16]).unwrap();
             assert!(pool.verify(bytes("passwd1"), record).await.unwrap());
-            let _its_work_is_done = pool.workers.acquire().await.unwrap();
-            let spare = pool.spare.lock().unwrap();
-            assert_eq!(spare.len(), 1);
-            assert_eq!(spare[0].0.len(), kept, "after a hash in {memory_kib} KiB");
-            assert!(spare[0].0.iter().all(|block| block.as_ref().iter().all(|word| *word == 0)));
+            idle(&pool).await;
+            let state = pool.desk.state();
+            let spare: Vec<_> = state.spare.iter().map(|memory| (memory.size(), memory.dirty())).collect();
+            assert_eq!(spare, [(kept, 0)], "after a hash in {memory_kib} KiB");
         }
     }
 
     #[tokio::test]
     async fn a_crowd_leaves_one_memory_behind() {
-        let cost = Argon2Cost { memory_kib: 1024, iterations: 1, lanes: 1 };
-        let pool = Arc::new(PasswordPool::new(cost, PoolSize { workers: 3, queue: 10 }));
-        let mut crowd = tokio::task::JoinSet::new();
+        let pool = Arc::new(PasswordPool::new(cost(1024), PoolSize { workers: 3, queue: 10 }));
+        let mut crowd = JoinSet::new();
         for _ in 0..12 {
             let pool = pool.clone();
             crowd.spawn(async move { pool.hash_new(bytes("passwd1"), [7; 16]).await.map(drop) });
         }
         assert!(crowd.join_all().await.iter().all(Result::is_ok));
-        let _their_work_is_done = pool.workers.acquire_many(3).await.unwrap();
-        assert_eq!(pool.spare.lock().unwrap().len(), 1);
+        idle(&pool).await;
+        let state = pool.desk.state();
+        assert_eq!(state.spare.iter().map(HashMemory::dirty).collect::<Vec<_>>(), [0]);
     }
 
     #[tokio::test]
     async fn where_there_is_no_password_none_is_right() {
-        let pool = PasswordPool::new(Argon2Cost { memory_kib: 64, iterations: 1, lanes: 1 }, SIZE);
+        let pool = PasswordPool::new(cost(64), SIZE);
         for typed in ["", "x", "\0"] {
             assert!(!pool.verify(bytes(typed), PasswordRecord::none()).await.unwrap());
         }
@@ -260,9 +255,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_says_so_and_empties_again() {
-        let pool = Arc::new(PasswordPool::new(Argon2Cost { memory_kib: 4096, iterations: 2, lanes: 1 }, SIZE));
+        let pool = Arc::new(PasswordPool::new(cost(4096), SIZE));
         let record = PasswordPool::hash(pool.cost, &bytes("passwd1"), [7; 16]).unwrap();
-        let mut logins = tokio::task::JoinSet::new();
+        let mut logins = JoinSet::new();
         for _ in 0..10 {
             let (pool, record) = (pool.clone(), record.clone());
             logins.spawn(async move { pool.verify(bytes("passwd1"), record).await });
@@ -277,15 +272,31 @@ mod tests {
 
     #[tokio::test]
     async fn who_gives_up_leaves_the_queue() {
-        let pool = Arc::new(PasswordPool::new(Argon2Cost { memory_kib: 4096, iterations: 2, lanes: 1 }, SIZE));
+        let pool = PasswordPool::new(cost(64), SIZE);
         let record = PasswordPool::hash(pool.cost, &bytes("passwd1"), [7; 16]).unwrap();
-        let at_work = pool.workers.clone().acquire_owned().await.unwrap();
+        // No worker comes as long as all are at work.
+        pool.desk.state().workers = 1;
         for _ in 0..20 {
             let waiting = pool.verify(bytes("passwd1"), record.clone());
-            assert!(tokio::time::timeout(std::time::Duration::from_millis(1), waiting).await.is_err());
+            assert!(time::timeout(Duration::from_millis(1), waiting).await.is_err());
+            assert_eq!(pool.queued(), 0);
+            assert!(pool.desk.state().orders.len() <= 1, "passwords of those who gave up");
         }
-        assert_eq!(pool.queued(), 0);
-        drop(at_work);
+        pool.desk.state().workers = 0;
         assert!(pool.verify(bytes("passwd1"), record).await.unwrap());
+        assert_eq!(pool.queued(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_record_that_was_altered_is_a_fault_and_costs_no_worker() {
+        let pool = PasswordPool::new(cost(64), SIZE);
+        let right = PasswordPool::hash(pool.cost, &bytes("passwd1"), [7; 16]).unwrap();
+        for altered in [PasswordRecord { lanes: 0, ..right.clone() }, PasswordRecord { memory_kib: 1, ..right.clone() }]
+        {
+            assert!(matches!(pool.verify(bytes("passwd1"), altered).await, Err(PasswordError::Fault(_))));
+        }
+        assert!(pool.verify(bytes("passwd1"), right).await.unwrap());
+        idle(&pool).await;
+        assert_eq!(pool.queued(), 0);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{BUSY, Result, StoreError, chain, condition, refuse, schema};
 use crate::keys::AuditKey;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
 use std::{
     fs::{OpenOptions, Permissions},
     io::ErrorKind,
@@ -78,6 +78,8 @@ fn prepare(connection: &Connection) -> Result<()> {
     // Nothing in a file that somebody else wrote may run code of theirs.
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.set_prepared_statement_cache_capacity(128);
+    // One plan for a query, whoever is asked for. Otherwise it is planned again for other values, in search of one that suits them better.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     let synchronous: i64 = connection.pragma_query_value(None, "synchronous", |r| r.get(0))?;
     let foreign_keys: bool = connection.pragma_query_value(None, "foreign_keys", |r| r.get(0))?;
     if (mode.as_str(), synchronous, foreign_keys) != ("wal", 2, true) {

@@ -18,10 +18,13 @@ const PEER: &str =
      JOIN closed_group g ON g.id = sg.closed_group
      WHERE sg.closed_group = ?1 AND sg.port IS NOT NULL AND s.state = 'up'";
 
+/// The query of [`group_keys`].
+pub(super) fn keys_of_user() -> String {
+    format!("{GROUP_KEY} JOIN user ON user.id = m.user WHERE user.name = ?1 AND k.epoch = g.epoch ORDER BY g.id")
+}
+
 pub(super) fn group_keys(t: &Transaction<'_>, user: &UserId) -> Result<Vec<GroupKey>> {
-    let sql =
-        format!("{GROUP_KEY} JOIN user ON user.id = m.user WHERE user.name = ?1 AND k.epoch = g.epoch ORDER BY g.id");
-    let mut query = t.prepare_cached(&sql)?;
+    let mut query = t.prepare_cached(&keys_of_user())?;
     let groups = query.query_map([user.as_str()], row::group_key)?.collect::<rusqlite::Result<_>>()?;
     Ok(groups)
 }

@@ -1,6 +1,7 @@
 //! What a login and its end cost does not grow with the directory: counted in steps of SQLite's machine, not in time.
 
 use super::*;
+use rusqlite::StatementStatus;
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
@@ -140,5 +141,23 @@ fn a_login_costs_the_same_among_many() {
             among_many <= among_few + among_few / 4,
             "{what}: {among_few} steps among 20 users, {among_many} among 600"
         );
+    }
+}
+
+/// SQLite would plan a query again for each user who is asked for: a third of what a login costs the database.
+#[test]
+fn a_query_is_planned_once() {
+    let f = Fixture::new();
+    let store = &f.store;
+    store.read(|_| Ok(())).unwrap();
+    let mut readers = lock(&store.readers);
+    let mut writer = lock(&store.writer);
+    for connection in readers.iter_mut().chain([&mut writer.connection]) {
+        for name in ["A", "B", "A", "nobody"] {
+            let groups = view::group_keys(&connection.transaction().unwrap(), &user(name)).unwrap();
+            assert_eq!(groups.is_empty(), name == "nobody");
+        }
+        let query = connection.prepare_cached(&view::keys_of_user()).unwrap();
+        assert_eq!((query.get_status(StatementStatus::Run), query.get_status(StatementStatus::RePrepare)), (4, 0));
     }
 }
