@@ -38,6 +38,12 @@ impl Sample {
         self.quantile(0.99)
     }
 
+    /// Each so many times as large.
+    #[must_use]
+    pub fn times(&self, factor: f64) -> Self {
+        Self(self.0.iter().map(|value| value * factor).collect())
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.0.len()

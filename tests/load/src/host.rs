@@ -98,8 +98,7 @@ impl Site {
     }
 
     fn print_cards(&mut self, users: &[UserId]) -> anyhow::Result<()> {
-        let keys = admin::keys_of(&self.config)?;
-        let store = admin::open_store(&self.config.state_dir, &keys)?;
+        let store = self.store()?;
         let by = By { actor: "load", now: clock::unix_now() };
         let password = SecretBytes::copy_from(PASSWORD.as_bytes()).context("a password that is too long")?;
         let record = PasswordPool::hash(self.config.argon2, &password, clock::random())?;
@@ -120,6 +119,14 @@ impl Site {
             self.members.push(Member { user: user.clone(), card });
         }
         Ok(())
+    }
+
+    /// The directory itself, as the server opens it.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn store(&self) -> anyhow::Result<impl Store + use<>> {
+        admin::open_store(&self.config.state_dir, &admin::keys_of(&self.config)?)
     }
 
     /// An administrator's request, to the running server if there is one.

@@ -6,10 +6,12 @@
 //! * [`host`]: a server with a directory, and what the kernel says of its process.
 //! * [`echo`]: the floor under all of it, TLS connections that say nothing.
 //! * [`figures`]: distributions, and the report.
+//! * [`pace`]: how an operation that is measured alone finds the machine.
 
 pub mod cards;
 pub mod echo;
 pub mod figures;
 pub mod fleet;
 pub mod host;
+pub mod pace;
 pub mod terminal;

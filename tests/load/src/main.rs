@@ -45,12 +45,18 @@ struct Args {
     /// Load a PAM module and say what that took, in milliseconds and KiB
     #[arg(long, hide = true)]
     load_module: Option<PathBuf>,
-    /// Have the card of this host's reader work, so many times, and say how long that took in milliseconds
-    #[arg(long, hide = true, requires = "pin")]
-    card_operations: Option<usize>,
-    /// Its PIN
+    /// Do one part of a login on this host, again and again, and say how long each took in milliseconds
     #[arg(long, hide = true)]
-    pin: Option<String>,
+    operation: Option<operation::Operation>,
+    /// How many times
+    #[arg(long, hide = true, default_value_t = 1)]
+    times: usize,
+    /// Each after a pause in which others have the processor
+    #[arg(long, hide = true)]
+    cold: bool,
+    /// PIN of the card
+    #[arg(long, hide = true, default_value = "")]
+    pin: String,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -60,8 +66,9 @@ fn main() -> anyhow::Result<()> {
         println!("{} {memory}", took.as_secs_f64() * 1000.0);
         return Ok(());
     }
-    if let (Some(times), Some(pin)) = (args.card_operations, &args.pin) {
-        for took in operation::time(times, pin)? {
+    if let Some(operation) = args.operation {
+        let order = operation::Order { times: args.times, cold: args.cold, pin: &args.pin };
+        for took in operation::time(operation, &order)? {
             println!("{}", took.as_secs_f64() * 1000.0);
         }
         return Ok(());

@@ -6,6 +6,7 @@ mod floor;
 mod footprint;
 mod login;
 mod logins;
+mod permit;
 mod pkcs11;
 mod traffic;
 mod unguarded;
