@@ -5,7 +5,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write,
     net::IpAddr,
 };
 
@@ -90,10 +89,11 @@ fn own_chains(fence: &Fence, plan: &Plan, beside: Beside) -> String {
     text += &format!("chain in_{name} {{\n");
     for (family, own) in [("ip", addresses(fence, IpAddr::is_ipv4)), ("ip6", addresses(fence, IpAddr::is_ipv6))] {
         // A machine takes packets for all its addresses at any interface; a member is to reach this one only.
-        text += &if own.is_empty() {
-            format!("meta nfproto {} drop\n", if family == "ip" { "ipv4" } else { "ipv6" })
-        } else {
-            format!("{family} daddr != {{ {} }} drop\n", own.join(", "))
+        // One is compared; a set takes nft and the kernel longer to make than everything else in the chain.
+        text += &match own.as_slice() {
+            [] => format!("meta nfproto {} drop\n", if family == "ip" { "ipv4" } else { "ipv6" }),
+            [one] => format!("{family} daddr != {one} drop\n"),
+            several => format!("{family} daddr != {{ {} }} drop\n", several.join(", ")),
         };
     }
     text += &match beside {
@@ -129,11 +129,11 @@ fn input(plan: &Plan) -> String {
     }
     for (address, fences) in holders(plan) {
         // Nobody on the network below passes for a member.
-        let names: String = fences.iter().fold(String::new(), |mut names, fence| {
-            let _infallible = write!(names, "\"{}\", ", fence.name);
-            names
-        });
-        text += &format!("{} daddr {address} iifname != {{ {names}\"lo\" }} drop\n", family(address));
+        text += &format!("{} daddr {address} iifname != \"lo\"", family(address));
+        for fence in fences {
+            text += &format!(" iifname != \"{}\"", fence.name);
+        }
+        text += " drop\n";
     }
     text + "}\n"
 }
@@ -239,7 +239,7 @@ mod tests {
             "ip daddr 100.96.0.1 drop",
             "ip6 daddr fd00::1 jump sockets_of_7",
             "meta skuid != \"+7\" drop",
-            "ip daddr 100.96.0.1 iifname != { \"cugaaaaaaaaaa\", \"cugbbbbbbbbbb\", \"lo\" } drop",
+            "ip daddr 100.96.0.1 iifname != \"lo\" iifname != \"cugaaaaaaaaaa\" iifname != \"cugbbbbbbbbbb\" drop",
             "ip daddr 192.0.2.0/24 meta l4proto { tcp, udp } th dport 53 accept",
             "ip6 daddr fd01::9/128 meta l4proto { tcp, udp } th dport 7531 accept",
             "meta skuid \"+7\" jump closed_7",
