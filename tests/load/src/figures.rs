@@ -19,6 +19,13 @@ impl FromIterator<f64> for Sample {
     }
 }
 
+/// All measurements of some samples.
+impl<'a> FromIterator<&'a Sample> for Sample {
+    fn from_iter<T: IntoIterator<Item = &'a Self>>(samples: T) -> Self {
+        Self(samples.into_iter().flat_map(|sample| sample.0.iter().copied()).collect())
+    }
+}
+
 impl Sample {
     /// The value below which this part (0 to 1) of all lies.
     pub fn quantile(&self, part: f64) -> f64 {

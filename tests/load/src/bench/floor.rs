@@ -18,20 +18,34 @@ use cug_tests::terminal::Terminal;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-/// A part and how long it took.
-type Part = (&'static str, Sample);
+/// What no login can leave out.
+const NEEDED: [&str; 4] = ["card (connect, SELECT, PIN, key)", "Argon2id", "RSA-3072", "TLS 1.3 handshake"];
 
-/// The parts.
+/// What a tunnel of one's own needs besides.
+const BESIDES: [&str; 4] =
+    ["libpam", "module and daemon ask for the readers", "the server's three commits", "guard and interface"];
+
+/// The parts, measured now and then among the logins that they are compared with: a machine is faster now and slower then.
 pub(super) struct Floor {
     cold: bool,
-    needed: [Part; 4],
-    /// What a tunnel of one's own needs besides.
-    besides: [Part; 4],
+    turns: Vec<Turn>,
+}
+
+/// The parts at one time.
+struct Turn {
+    needed: [Sample; 4],
+    besides: [Sample; 4],
 }
 
 impl Floor {
-    /// Each `times` times, one after the other or `cold` ([`Pace`]); the card is the one in the terminal's reader.
-    pub(super) fn measure(terminal: &Terminal, times: usize, cold: bool) -> anyhow::Result<Self> {
+    /// To be measured one after the other, or `cold` ([`Pace`]).
+    pub(super) fn new(cold: bool) -> Self {
+        Self { cold, turns: Vec::new() }
+    }
+
+    /// Measures each part `times` times; the card is the one in the terminal's reader.
+    pub(super) fn measure(&mut self, terminal: &Terminal, times: usize) -> anyhow::Result<()> {
+        let cold = self.cold;
         let password = SecretBytes::copy_from(PASSWORD.as_bytes()).context("too long")?;
         let mut memory = HashMemory::default();
         let time = |work: &mut dyn FnMut() -> anyhow::Result<()>| -> anyhow::Result<Sample> {
@@ -40,65 +54,74 @@ impl Floor {
         let argon2 = time(&mut || Ok(memory.hash(COST, &password, [7; 16]).map(drop)?))?;
         let rsa = with_rsa_key(|work| time(work))?;
         let operation = |name: &str| operation(terminal, name, times, cold);
-        let readers = operation("readers")?;
-        Ok(Self {
-            cold,
-            needed: [
-                ("card (connect, SELECT, PIN, key)", operation("card")?),
-                ("Argon2id", argon2),
-                ("RSA-3072", rsa),
-                ("TLS 1.3 handshake", handshakes(times, cold)?),
-            ],
-            besides: [
-                ("libpam", permit::logins(terminal, times, cold)?),
-                ("module and daemon ask for the readers", readers.times(2.0)),
-                ("the server's three commits", commits(times, cold)?),
-                ("guard and interface", operation("interface")?),
-            ],
-        })
+        let needed = [operation("card")?, argon2, rsa, handshakes(times, cold)?];
+        let readers = operation("readers")?.times(2.0);
+        let besides = [permit::logins(terminal, times, cold)?, readers, commits(times, cold)?, operation("interface")?];
+        self.turns.push(Turn { needed, besides });
+        Ok(())
+    }
+
+    /// How `logins`, a sample for each time that this was measured, compare with what no login can leave out.
+    pub(super) fn ratio(&self, logins: &[Sample]) -> f64 {
+        median_ratio(logins, self.turns.iter().map(|turn| sum(&turn.needed)))
+    }
+
+    /// How they compare with all parts.
+    pub(super) fn ratio_to_all(&self, logins: &[Sample]) -> f64 {
+        median_ratio(logins, self.turns.iter().map(|turn| sum(&turn.needed) + sum(&turn.besides)))
     }
 
     /// The medians of what no login can leave out together, in milliseconds.
     pub(super) fn sum(&self) -> f64 {
-        sum(&self.needed)
-    }
-
-    /// The medians of all parts together, in milliseconds.
-    pub(super) fn whole(&self) -> f64 {
-        sum(&self.needed) + sum(&self.besides)
+        self.needed().iter().map(Sample::median).sum()
     }
 
     /// Of these, what the server needs to answer a password.
     pub(super) fn answer(&self) -> f64 {
-        let [_, argon2, rsa, _] = &self.needed;
-        argon2.1.median() + rsa.1.median()
+        let [_, argon2, rsa, _] = self.needed();
+        argon2.median() + rsa.median()
     }
 
     /// For the table: what no login can leave out.
     pub(super) fn words(&self) -> String {
-        format!("{:.1} ms: {}", self.sum(), words(&self.needed))
+        format!("{:.1} ms: {}", self.sum(), words(&NEEDED, &self.needed()))
     }
 
     /// For the table: all parts.
     pub(super) fn all_words(&self) -> String {
-        format!("{:.1} ms: {} + {}", self.whole(), words(&self.needed), words(&self.besides))
+        let (needed, besides) = (self.needed(), self.besides());
+        let all: f64 = needed.iter().chain(&besides).map(Sample::median).sum();
+        format!("{all:.1} ms: {} + {}", words(&NEEDED, &needed), words(&BESIDES, &besides))
     }
 
     /// Every single figure.
     pub(super) fn keep(&self, report: &mut Report) {
         let how = if self.cold { ", after a pause" } else { "" };
-        for (name, sample) in self.needed.iter().chain(&self.besides) {
+        let names = NEEDED.iter().chain(&BESIDES);
+        for (name, sample) in names.zip(self.needed().iter().chain(&self.besides())) {
             report.keep(format!("B1f {name}{how}"), sample);
         }
     }
+
+    fn needed(&self) -> [Sample; 4] {
+        [0, 1, 2, 3].map(|part| self.turns.iter().map(|turn| &turn.needed[part]).collect())
+    }
+
+    fn besides(&self) -> [Sample; 4] {
+        [0, 1, 2, 3].map(|part| self.turns.iter().map(|turn| &turn.besides[part]).collect())
+    }
 }
 
-fn sum(parts: &[Part]) -> f64 {
-    parts.iter().map(|(_, sample)| sample.median()).sum()
+fn sum(parts: &[Sample]) -> f64 {
+    parts.iter().map(Sample::median).sum()
 }
 
-fn words(parts: &[Part]) -> String {
-    let parts: Vec<_> = parts.iter().map(|(name, sample)| format!("{name} {:.1}", sample.median())).collect();
+fn median_ratio(logins: &[Sample], floors: impl Iterator<Item = f64>) -> f64 {
+    logins.iter().zip(floors).map(|(logins, floor)| logins.median() / floor).collect::<Sample>().median()
+}
+
+fn words(names: &[&str], parts: &[Sample]) -> String {
+    let parts: Vec<_> = names.iter().zip(parts).map(|(name, part)| format!("{name} {:.1}", part.median())).collect();
     parts.join(" + ")
 }
 

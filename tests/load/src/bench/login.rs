@@ -23,6 +23,13 @@ const USER: &str = "USER-A";
 /// The password of both.
 const PASSWORD: &str = "passwd1";
 
+/// Logins by each way at full size, and how often the floor's parts are measured in each turn.
+const LOGINS: usize = 50;
+const PARTS: usize = 10;
+
+/// Logins and the floor take turns so many times.
+const TURNS: usize = 5;
+
 /// Where the server tells how long it takes.
 const METRICS: &str = "metrics.listen = \"127.0.0.1:9464\"\n";
 
@@ -151,20 +158,27 @@ pub(super) fn run(scale: Scale, report: &mut Report) -> anyhow::Result<()> {
     desk.round(our_script(), &mut Way::default())?;
     desk.round(their_script(), &mut Way::default())?;
     let (mut ours, mut theirs) = (Way::default(), Way::default());
-    let before = answers(&world.server)?;
-    for _ in 0..scale.of(50) {
-        desk.round(our_script(), &mut ours)?;
-        desk.round(their_script(), &mut theirs)?;
+    let (mut floor, mut cold) = (Floor::new(false), Floor::new(true));
+    let (mut turns, mut answered) = (Vec::new(), (0.0, 0.0));
+    let in_a_turn = scale.of(LOGINS).div_ceil(TURNS);
+    for _ in 0..TURNS {
+        let (before, first) = (answers(&world.server)?, ours.whole.len());
+        for _ in 0..in_a_turn {
+            desk.round(our_script(), &mut ours)?;
+            desk.round(their_script(), &mut theirs)?;
+        }
+        let after = answers(&world.server)?;
+        answered = (answered.0 + after.0 - before.0, answered.1 + after.1 - before.1);
+        turns.push(sample(&ours.whole[first..]));
+        let reader = terminal.insert(desk.card.take().context("no card")?)?;
+        floor.measure(terminal, scale.of(PARTS))?;
+        cold.measure(terminal, scale.of(PARTS))?;
+        desk.card = Some(reader.pull());
     }
-    let after = answers(&world.server)?;
-    let reader = terminal.insert(desk.card.take().context("no card")?)?;
-    let [floor, cold] = [false, true].map(|cold| Floor::measure(terminal, scale.of(40), cold));
-    let (floor, cold) = (floor?, cold?);
     tell(&ours, &theirs, report);
-    tell_of_floor(&ours, &floor, &cold, report);
-    let answer = (after.1 - before.1) / (after.0 - before.0) * 1e3;
+    tell_of_floor(&ours, &turns, [&floor, &cold], report);
+    let answer = answered.1 / answered.0 * 1e3;
     beside_the_floor(&ours, answer, &Openings::of(&terminal.cugd_log()), &floor, report);
-    drop(reader);
     drop(world);
     fs::remove_dir_all(logs).ok();
     Ok(())
@@ -206,11 +220,12 @@ fn tell(ours: &Way, theirs: &Way, report: &mut Report) {
     });
 }
 
-fn tell_of_floor(ours: &Way, floor: &Floor, cold: &Floor, report: &mut Report) {
+/// `turns`: the logins between two measurements of the floor.
+fn tell_of_floor(ours: &Way, turns: &[Sample], [floor, cold]: [&Floor; 2], report: &mut Report) {
     floor.keep(report);
     cold.keep(report);
     let whole = sample(&ours.whole);
-    let ratio = whole.median() / floor.sum();
+    let ratio = floor.ratio(turns);
     report.row(Row {
         bench: "B1f",
         what: "the same login, beside its floor: what cannot be left out, each alone".into(),
@@ -229,7 +244,7 @@ fn tell_of_floor(ours: &Way, floor: &Floor, cold: &Floor, report: &mut Report) {
             what: what.into(),
             figure: format!("median {:.1} ms", whole.median()),
             beside: floor.all_words(),
-            ratio: Some(whole.median() / floor.whole()),
+            ratio: Some(floor.ratio_to_all(turns)),
             aim: String::new(),
             reached: None,
         });

@@ -13,6 +13,7 @@ use cug_proto::secret::SecretBytes;
 use cug_server::config::Argon2Cost;
 use cug_server::service::HashMemory;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
@@ -20,7 +21,7 @@ use tokio::task::JoinSet;
 const AT_ONCE: usize = 8;
 
 /// Logins and the floor take turns so many times.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 20;
 
 /// The default cost of a password.
 pub(super) const COST: Argon2Cost = Argon2Cost { memory_kib: 19_456, iterations: 2, lanes: 1 };
@@ -39,6 +40,7 @@ pub(super) async fn run(scale: Scale, report: &mut Report) -> anyhow::Result<()>
     for member in site.members.iter().take(8) {
         member.log_in(&organisation).await?;
     }
+    let floors = Floors::start(processors);
     let mut rounds = Vec::new();
     for some in site.members.chunks(site.members.len().div_ceil(ROUNDS)) {
         let (before, begin) = (host.cpu()?, Instant::now());
@@ -46,7 +48,7 @@ pub(super) async fn run(scale: Scale, report: &mut Report) -> anyhow::Result<()>
         let count = u32::try_from(some.len())?;
         let (each, wall) = ((host.cpu()? - before) / count, begin.elapsed() / count);
         // In turn, so that both meet the same machine; on all processors at once, as the logins were.
-        let (argon2, rsa) = tokio::task::spawn_blocking(move || floor_on(processors)).await??;
+        let (argon2, rsa) = tokio::task::block_in_place(|| floors.measure())?;
         rounds.push(Round { each, wall, argon2, rsa });
     }
     report_rounds(report, processors, site.members.len(), &rounds);
@@ -102,28 +104,55 @@ async fn log_in_all(to: &Arc<Organisation>, members: &[Member]) -> anyhow::Resul
     }
 }
 
-/// The floor on all processors at once: they share caches and memory, as they do when they serve.
-fn floor_on(processors: usize) -> anyhow::Result<(Duration, Duration)> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..processors).map(|_| scope.spawn(floor)).collect();
-        let mut sum = (Duration::ZERO, Duration::ZERO);
-        for thread in threads {
-            let (argon2, rsa) = thread.join().map_err(|_| anyhow::anyhow!("it panicked"))??;
-            sum = (sum.0 + argon2, sum.1 + rsa);
-        }
-        let count = u32::try_from(processors)?;
-        Ok((sum.0 / count, sum.1 / count))
-    })
+/// The floor on all processors at once: they share caches and memory, as they do when they serve. A thread for each, which measures when it is told to.
+struct Floors {
+    threads: Vec<(Sender<()>, Receiver<anyhow::Result<Times>>)>,
 }
 
 /// Processor time of one password and of one private-key operation, as the server does them.
-fn floor() -> anyhow::Result<(Duration, Duration)> {
-    const ROUNDS: u32 = 20;
+type Times = (Duration, Duration);
+
+impl Floors {
+    fn start(processors: usize) -> Self {
+        let start = |_| {
+            let ((go, told), (tell, answer)) = (channel(), channel());
+            std::thread::spawn(move || {
+                if let Err(error) = floor(&told, &tell) {
+                    let _nobody_asks = tell.send(Err(error));
+                }
+            });
+            (go, answer)
+        };
+        Self { threads: (0..processors).map(start).collect() }
+    }
+
+    /// The average of all processors. Blocks for less than a second.
+    fn measure(&self) -> anyhow::Result<Times> {
+        for (go, _) in &self.threads {
+            go.send(())?;
+        }
+        let mut sum = Times::default();
+        for (_, answer) in &self.threads {
+            let (argon2, rsa) = answer.recv()??;
+            sum = (sum.0 + argon2, sum.1 + rsa);
+        }
+        let count = u32::try_from(self.threads.len())?;
+        Ok((sum.0 / count, sum.1 / count))
+    }
+}
+
+/// Measures each time that it is told to.
+fn floor(told: &Receiver<()>, tell: &Sender<anyhow::Result<Times>>) -> anyhow::Result<()> {
+    const TIMES: u32 = 10;
     let password = SecretBytes::copy_from(PASSWORD.as_bytes()).context("too long")?;
     let mut memory = HashMemory::default();
-    let argon2 = cpu_of(ROUNDS, || memory.hash(COST, &password, [7; 16]).map(drop).map_err(Into::into))?;
-    let rsa = with_rsa_key(|work| cpu_of(ROUNDS, work))?;
-    Ok((argon2, rsa))
+    with_rsa_key(|rsa| {
+        while told.recv().is_ok() {
+            let argon2 = cpu_of(TIMES, || memory.hash(COST, &password, [7; 16]).map(drop).map_err(Into::into));
+            tell.send(argon2.and_then(|argon2| Ok((argon2, cpu_of(TIMES, &mut *rsa)?))))?;
+        }
+        Ok(())
+    })
 }
 
 /// Hands over the private-key operation of a server's key, to be repeated and measured.
