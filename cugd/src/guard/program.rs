@@ -3,7 +3,8 @@
 //! For each packet that a socket sends (egress) or is about to receive (ingress):
 //!
 //! 1. In another network namespace: pass. Where the kernel cannot tell (before 6.15), the index of the interface can: ours are large
-//!    and follow from the session ([`crate::tunnel::InterfaceName::index`]), so a container has no interface of that index.
+//!    and follow from the session ([`crate::tunnel::InterfaceName::index`]), so a container has no interface of that index. So the index
+//!    is looked at first, which costs nothing, and the kernel is asked for what may be ours.
 //! 2. On an interface of ours: pass for the owner's sockets. On egress also for user 0: those are the kernel's own answers (echo
 //!    replies, resets, the last words of a connection); root's programs are stopped by the packet filter, and root could remove both.
 //! 3. On another interface, for a confined user: pass on loopback and to what is listed.
@@ -70,7 +71,10 @@ const R2: u8 = 2;
 const R3: u8 = 3;
 const R4: u8 = 4;
 const CONTEXT: u8 = 6;
+/// Whose socket it is.
 const USER: u8 = 7;
+/// Whose it should be, on an interface of ours.
+const OWNER: u8 = 7;
 const INTERFACE: u8 = 8;
 const ARRIVED_ON: u8 = 9;
 const FRAME: u8 = 10;
@@ -79,19 +83,11 @@ const FRAME: u8 = 10;
 /// `None` when it would be too long for the machine.
 pub fn assemble(plan: &Plan, direction: Direction, namespace: Option<u64>) -> Option<Vec<Instruction>> {
     let mut asm = Assembler::default();
-    let (pass, drop) = (asm.label(), asm.label());
+    let (pass, drop, fenced) = (asm.label(), asm.label(), asm.label());
     asm.mov(CONTEXT, R1);
-    if let Some(cookie) = namespace {
-        asm.mov(R1, CONTEXT);
-        asm.call(helper::GET_NETNS_COOKIE);
-        asm.load_wide(R1, cookie);
-        asm.jump_unless_same(R0, R1, pass);
-    }
-    asm.mov(R1, CONTEXT);
-    asm.call(helper::GET_SOCKET_UID);
-    asm.mov(USER, R0);
     asm.load32(INTERFACE, CONTEXT, packet::IFINDEX);
     asm.load32(ARRIVED_ON, CONTEXT, packet::INGRESS_IFINDEX);
+    // Most packets of a machine are none of ours, and where nobody is confined that is all that is asked of them.
     for fence in plan.fences.values() {
         let (ours, next) = (asm.label(), asm.label());
         let index = word(fence.name.index());
@@ -102,19 +98,33 @@ pub fn assemble(plan: &Plan, direction: Direction, namespace: Option<u64>) -> Op
         }
         asm.jump(next);
         asm.here(ours);
-        asm.jump_if(USER, word(fence.uid), pass);
-        if direction == Direction::Egress {
-            asm.jump_if(USER, 0, pass);
-        }
-        asm.jump(drop);
+        asm.set(OWNER, word(fence.uid));
+        asm.jump(fenced);
         asm.here(next);
     }
-    for (uid, allowed) in plan.confined() {
+    let confined = plan.confined();
+    if !confined.is_empty() {
+        elsewhere(&mut asm, namespace, pass);
+        asm.socket_user();
+        asm.mov(USER, R0);
+    }
+    for (uid, allowed) in confined {
         let next = asm.label();
         asm.jump_unless(USER, word(uid), next);
         asm.jump_if(INTERFACE, LOOPBACK, pass);
         exceptions(&mut asm, direction, &allowed, pass, drop);
         asm.here(next);
+    }
+    asm.jump(pass);
+    if asm.leads_to(fenced) {
+        asm.here(fenced);
+        elsewhere(&mut asm, namespace, pass);
+        asm.socket_user();
+        asm.jump_if_same(R0, OWNER, pass);
+        if direction == Direction::Egress {
+            asm.jump_if(R0, 0, pass);
+        }
+        asm.jump(drop);
     }
     asm.here(pass);
     asm.set(R0, 1);
@@ -126,6 +136,16 @@ pub fn assemble(plan: &Plan, direction: Direction, namespace: Option<u64>) -> Op
         asm.exit();
     }
     asm.finish()
+}
+
+/// Ends at `pass` when the packet is of another network namespace than `ours`; goes on when it is of this one, or the kernel cannot tell.
+fn elsewhere(asm: &mut Assembler, ours: Option<u64>, pass: Label) {
+    if let Some(cookie) = ours {
+        asm.mov(R1, CONTEXT);
+        asm.call(helper::GET_NETNS_COOKIE);
+        asm.load_wide(R1, cookie);
+        asm.jump_unless_same(R0, R1, pass);
+    }
 }
 
 /// Ends at `pass` or `drop`. The other side is the destination of what is sent and the source of what comes.
@@ -237,6 +257,7 @@ mod op {
     pub const SHIFT_LEFT_IMMEDIATE: u8 = 0x67;
     pub const JUMP: u8 = 0x05;
     pub const JUMP_UNEQUAL: u8 = 0x5d;
+    pub const JUMP_EQUAL_32: u8 = 0x1e;
     pub const JUMP_EQUAL_IMMEDIATE_32: u8 = 0x16;
     pub const JUMP_UNEQUAL_IMMEDIATE_32: u8 = 0x56;
     pub const CALL: u8 = 0x85;
@@ -281,6 +302,10 @@ impl Assembler {
         self.jump_with(op::JUMP_UNEQUAL_IMMEDIATE_32, register, 0, value, label);
     }
 
+    fn jump_if_same(&mut self, one: u8, other: u8, label: Label) {
+        self.jump_with(op::JUMP_EQUAL_32, one, other, 0, label);
+    }
+
     fn jump_unless_same(&mut self, one: u8, other: u8, label: Label) {
         self.jump_with(op::JUMP_UNEQUAL, one, other, 0, label);
     }
@@ -322,6 +347,12 @@ impl Assembler {
 
     fn shift_left(&mut self, register: u8, bits: i32) {
         self.emit(op::SHIFT_LEFT_IMMEDIATE, register, 0, 0, bits);
+    }
+
+    /// The user ID of the packet's socket, in R0.
+    fn socket_user(&mut self) {
+        self.mov(R1, CONTEXT);
+        self.call(helper::GET_SOCKET_UID);
     }
 
     fn call(&mut self, function: i32) {

@@ -174,8 +174,7 @@ fn inside(plan: &Plan, beside: Beside) -> String {
 /// Few rules come before what most packets are, those of the network below: each of them passes this.
 fn output(plan: &Plan) -> String {
     let mut text =
-        "chain output {\ntype filter hook output priority filter; policy accept;\noifname \"lo\" jump inside\n"
-            .to_owned();
+        "chain output {\ntype filter hook output priority filter; policy accept;\noif \"lo\" jump inside\n".to_owned();
     for name in plan.fences.keys() {
         text += &format!("oifname \"{name}\" jump out_{name}\n");
     }
