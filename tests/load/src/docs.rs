@@ -124,13 +124,11 @@ const LIMITS: &str = "
 Runs on one and the same machine differ by a tenth and more: a figure that is within that of its aim is on both sides of it in one run or another. A p99 of fifty is nearly the
 largest of them. Milliseconds here are those of a trace of one login.
 
-- **B1f.** The row below it says where the rest goes, measured in the same logins. It is a process that starts with libpam; some thirty questions to the card service before
-  and after the card's own work; a connection of the daemon to the card service to watch the card; three commits at the server; the packet filter's program; the interface with its
-  addresses, routes and rules; and, between all of these, some hundred changes of process, each of which finds a processor asleep (40 us on this machine). And the floor is measured in
-  a loop, with everything in the processor's caches; a login finds them cold. Left out could be neither the process nor the card service nor the guard: what they take alone is
-  more than the aim allows.
-- **B4.** The floor hashes in memory that it keeps, as the server does, and has the processors for itself. A login at the server is a TLS handshake, a challenge under the card's key, two
-  commits and the wiping of that memory (0.7 ms) beside it, while the terminals' own RSA operations share caches and processors with it.
+- **B1f.** The two rows below it show that this aim cannot be reached. The first adds up what each part takes alone, in a loop: what no login can leave out, and libpam, the
+  question for the readers, the server's three commits, and the interface with its guard, without which there would be no tunnel that is its user's only. The second does the same with
+  each part after a pause in which others had the caches, as a login finds the machine. Either sum is more than the aim. What a login takes beyond them, a fifth of it, is
+  some hundred changes of process, each of which finds a processor asleep (40 us on one of these machines), further questions to the card service, and the daemon's own connection to
+  it, which watches the card. The last row says where in the login that is.
 - **B3, interface gone.** The kernel takes an interface away when no packet can be in it any more: a few milliseconds as a rule, more when processors are busy.
 - **B3, gone elsewhere.** The server commits the end to disk before it tells anybody, and the others are told by the connection that each has; the rest is the taking away here.
 - **B7, the guard.** Every packet passes a program at its socket and the packet filter's chains, the encrypted one as well as the plain one: eight times for a ping and its answer.
