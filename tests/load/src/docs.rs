@@ -132,7 +132,8 @@ largest of them. Milliseconds here are those of a trace of one login.
 - **B3, interface gone.** The kernel takes an interface away when no packet can be in it any more: a few milliseconds as a rule, more when processors are busy.
 - **B3, gone elsewhere.** The server commits the end to disk before it tells anybody, and the others are told by the connection that each has; the rest is the taking away here.
 - **B7, the guard.** Every packet passes a program at its socket and the packet filter's chains, the encrypted one as well as the plain one: eight times for a ping and its answer.
-  In a profile of all processors these take 2 % of the work of a stream. The two terminals share a kernel here, so that each packet passes the programs of both.
+  The row below each says what a guard takes at these places that does nothing at all: the kernel's way to it and back. The two terminals share a kernel here, so that each packet
+  passes the programs of both, which on two machines it would not.
 - **B5, idle.** A heartbeat costs more than its bare TLS echo: it is decoded, noted and answered, and wakes one of several threads. Once a minute the server writes down who was
   heard of.
 ";

@@ -1,10 +1,13 @@
 //! Takes the guard away from a running terminal and puts it back, from outside: the product has no switch for that. The programs are detached from
-//! the cgroup tree and attached again as they are, the table of the packet filter is removed and loaded again from its own listing.
+//! the cgroup tree and attached again as they are, the table of the packet filter is removed and loaded again from its own listing. And sets up in its
+//! place what does nothing.
 
 use anyhow::{Context, ensure};
 use cug_tests::process;
 use cug_tests::space::Space;
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+use cugd::guard::bpf::{self, Link, Program};
+use cugd::guard::plan::Plan;
+use cugd::guard::program::{self, Direction};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -22,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// The table of the guard.
 const TABLE: [&str; 2] = ["inet", "cug"];
 
-fn bpf(command: libc::c_long, words: [u32; 4]) -> io::Result<i32> {
+fn call(command: libc::c_long, words: [u32; 4]) -> io::Result<i32> {
     // SAFETY: each of these commands reads words of 32 bits from the address, and the array lives over the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, words.as_ptr(), size_of_val(&words)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(result).map_err(io::Error::other) }
@@ -35,12 +38,6 @@ fn owned(fd: i32) -> OwnedFd {
 
 fn number(fd: &impl AsRawFd) -> u32 {
     fd.as_raw_fd().cast_unsigned()
-}
-
-fn cgroup_root() -> anyhow::Result<File> {
-    let opened = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].into_iter().filter_map(|path| File::open(path).ok());
-    let genuine = |file: &File| fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
-    opened.into_iter().find(genuine).context("no cgroup v2 hierarchy")
 }
 
 /// A program of the guard.
@@ -68,20 +65,20 @@ impl<'a> Guard<'a> {
             let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u32>().ok());
             let (Some(link), Some(program)) = (value("link_id:"), value("prog_id:")) else { continue };
             let attach_type = value("attach_type:").context("a link without a type")?;
-            let program = owned(bpf(PROG_GET_FD_BY_ID, [program, 0, 0, 0]).context("a program")?);
-            let link = Some(owned(bpf(LINK_GET_FD_BY_ID, [link, 0, 0, 0]).context("a link")?));
+            let program = owned(call(PROG_GET_FD_BY_ID, [program, 0, 0, 0]).context("a program")?);
+            let link = Some(owned(call(LINK_GET_FD_BY_ID, [link, 0, 0, 0]).context("a link")?));
             pieces.push(Piece { program, attach_type, link });
         }
         ensure!(pieces.len() == 2, "the guard has {} programs, not one for each direction", pieces.len());
         let table = space.run("nft", &["list", "table", TABLE[0], TABLE[1]])?.ok()?;
-        Ok(Self { space, cgroup: cgroup_root()?, pieces, table })
+        Ok(Self { space, cgroup: bpf::cgroup_root()?, pieces, table })
     }
 
     /// Takes it away.
     pub(super) fn take_away(&mut self) -> anyhow::Result<()> {
         for piece in &mut self.pieces {
             if let Some(link) = piece.link.take() {
-                bpf(LINK_DETACH, [number(&link), 0, 0, 0]).context("detaching a program")?;
+                call(LINK_DETACH, [number(&link), 0, 0, 0]).context("detaching a program")?;
             }
         }
         self.space.run("nft", &["delete", "table", TABLE[0], TABLE[1]])?.ok().map(drop)
@@ -91,10 +88,46 @@ impl<'a> Guard<'a> {
     pub(super) fn put_back(&mut self) -> anyhow::Result<()> {
         for piece in &mut self.pieces {
             let words = [number(&piece.program), number(&self.cgroup), piece.attach_type, 0];
-            piece.link = Some(owned(bpf(LINK_CREATE, words).context("attaching a program")?));
+            piece.link = Some(owned(call(LINK_CREATE, words).context("attaching a program")?));
         }
         let mut nft = self.space.command("nft")?;
         nft.args(["-f", "-"]);
         process::run(nft, self.table.as_bytes(), LIMIT)?.ok().map(drop)
+    }
+}
+
+/// A table with chains at the guard's places, and nothing in them.
+const CHAINS: &str = "table inet blank {
+    chain input { type filter hook input priority filter; policy accept; }
+    chain output { type filter hook output priority filter; policy accept; }
+    chain forward { type filter hook forward priority filter; policy accept; }
+}
+";
+
+/// The least that a guard at the same places can be: programs that let everything pass, and chains without rules.
+pub(super) struct Blank<'a> {
+    space: &'a Space,
+    links: [Link; 2],
+}
+
+impl<'a> Blank<'a> {
+    /// Sets it up for one terminal.
+    pub(super) fn set_up(space: &'a Space) -> anyhow::Result<Self> {
+        let cgroup = bpf::cgroup_root()?;
+        let link = |direction| -> anyhow::Result<Link> {
+            let code = program::assemble(&Plan::default(), direction, None).context("a program that passes all")?;
+            Ok(Link::attach(&cgroup, Program::load(&code, direction)?)?)
+        };
+        let links = [link(Direction::Ingress)?, link(Direction::Egress)?];
+        let mut nft = space.command("nft")?;
+        nft.args(["-f", "-"]);
+        process::run(nft, CHAINS.as_bytes(), LIMIT)?.ok()?;
+        Ok(Self { space, links })
+    }
+
+    /// Removes it.
+    pub(super) fn take_down(self) -> anyhow::Result<()> {
+        self.links.into_iter().try_for_each(Link::remove)?;
+        self.space.run("nft", &["delete", "table", "inet", "blank"])?.ok().map(drop)
     }
 }
