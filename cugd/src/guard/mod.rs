@@ -355,7 +355,7 @@ fn pins() -> [PathBuf; 2] {
 }
 
 impl Programs {
-    /// Loads and attaches programs that let everything pass, and removes them.
+    /// Loads programs that do everything that programs may have to do, attaches some that let everything pass, and removes them.
     fn probe(lifetime: Lifetime) -> Result<Self, BpfError> {
         let cgroup = bpf::cgroup_root()?;
         let cookie = bpf::namespace_cookie();
@@ -366,6 +366,8 @@ impl Programs {
                 lifetime,
                 attached: None,
             };
+            // What a kernel does not know it refuses when a program is loaded, and that must be found out now, not at somebody's login.
+            drop(programs.load(&Plan::specimen())?);
             let pass_all = programs.load(&Plan::default())?;
             programs.attach(pass_all)?;
             programs.detach()?;

@@ -57,6 +57,15 @@ pub fn closed(policy: &Policy) -> Result<Option<Vec<Exception>>, ProtocolError> 
 }
 
 impl Plan {
+    /// A plan in which everything occurs that one can have, to find out whether a kernel takes its programs. It is not to be enforced.
+    pub fn specimen() -> Self {
+        let nets = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0_u16; 8])].map(IpNet::from);
+        let closed = nets.iter().map(|net| Exception { net: *net, port: NonZeroU16::new(1) }).collect();
+        let name = InterfaceName::from_hash(&[0; 32]);
+        let fence = Fence { name: name.clone(), uid: 1, addresses: nets.to_vec(), closed: Some(closed) };
+        Self { fences: BTreeMap::from([(name, fence)]), servers: Vec::new() }
+    }
+
     /// Nothing is to hold.
     pub fn is_empty(&self) -> bool {
         self.fences.is_empty()
