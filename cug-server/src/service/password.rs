@@ -10,7 +10,6 @@ use cug_proto::secret::{Secret, SecretBytes};
 pub use memory::HashMemory;
 use std::{
     collections::VecDeque,
-    mem,
     panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -145,7 +144,9 @@ impl Desk {
                     self.carry_out(order, &mut memory);
                 }
             } else if memory.is_wiped() {
-                return drop(state.leave(memory));
+                let too_many = state.leave(memory);
+                drop(state);
+                return drop(too_many);
             } else {
                 drop(state);
                 memory.wipe();
@@ -169,14 +170,11 @@ impl State {
     }
 
     /// A worker ends. One memory is enough for logins that come one at a time; a crowd's memory goes back to the kernel with the crowd.
-    #[must_use = "what is freed is not freed under the lock"]
+    #[must_use = "to be freed without the lock"]
     fn leave(&mut self, memory: HashMemory) -> Vec<HashMemory> {
         self.workers -= 1;
-        let mut spare = mem::take(&mut self.spare);
-        spare.push(memory);
-        let too_many = spare.split_off(self.workers.clamp(1, spare.len()));
-        self.spare = spare;
-        too_many
+        self.spare.push(memory);
+        self.spare.split_off(self.workers.clamp(1, self.spare.len()))
     }
 }
 

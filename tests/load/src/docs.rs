@@ -124,15 +124,17 @@ const LIMITS: &str = "
 Runs on one and the same machine differ by a tenth and more: a figure that is within that of its aim is on both sides of it in one run or another. A p99 of fifty is nearly the
 largest of them. Milliseconds here are those of a trace of one login.
 
-- **B1f.** The two rows below it show that this aim cannot be reached. The first adds up what each part takes alone, in a loop: what no login can leave out, and libpam, the
-  question for the readers, the server's three commits, and the interface with its guard, without which there would be no tunnel that is its user's only. The second does the same with
-  each part after a pause in which others had the caches, as a login finds the machine. Either sum is more than the aim. What a login takes beyond them, a fifth of it, is
-  some hundred changes of process, each of which finds a processor asleep (40 us on one of these machines), further questions to the card service, and the daemon's own connection to
-  it, which watches the card. The last row says where in the login that is.
+- **B1f.** The two rows below it say what bounds it. The first adds up what each part takes alone, in a loop: what no login can leave out, and libpam, the question for the readers,
+  the server's three commits, and the interface with its guard, without which there would be no tunnel that is its user's only. The second does the same with each part after a pause
+  in which others had the caches, as a login finds the machine. One after the other they take more than 1.3 of the floor. A login does a part of it side by side: the guard is raised
+  while the server hears that the grant has arrived, so the sums count some milliseconds that nobody waits for. What a login takes beyond them is some hundred changes of
+  process, each of which finds a processor asleep (40 us on one of these machines), further questions to the card service, and the daemon's own connection to it, which watches
+  the card. The last row says where in the login that is. What could still be done while the password is checked is the interface, 2 to 3 ms: not enough.
 - **B3, interface gone.** The kernel takes an interface away when no packet can be in it any more: a few milliseconds as a rule, more when processors are busy.
 - **B3, gone elsewhere.** The server commits the end to disk before it tells anybody, and the others are told by the connection that each has; the rest is the taking away here.
 - **B7, the guard.** Every packet passes a program at its socket and the packet filter's chains, the encrypted one as well as the plain one: eight times for a ping and its answer.
-  The row below each says what a guard takes at these places that does nothing at all: the kernel's way to it and back. The two terminals share a kernel here, so that each packet
+  The row below each says what a guard takes at these places that does nothing at all: the kernel's way to it and back. That it is sometimes more than the guard, or less than nothing,
+  says how far to trust either: to 3 % and not to 1 %. The two terminals share a kernel here, so that each packet
   passes the programs of both, which on two machines it would not.
 - **B5, idle.** A heartbeat costs more than its bare TLS echo: it is decoded, noted and answered, and wakes one of several threads. Once a minute the server writes down who was
   heard of.
@@ -143,7 +145,7 @@ const INTRODUCTION: &str = "\
 
 This page and its pictures are written by `make bench-docs`; do not edit them.
 
-    make bench                      # all, 15 minutes at most after the build
+    make bench                      # all, 20 minutes at most after the build
     make bench ARGS=\"B5 B8\"         # some
     make bench ARGS=\"--quick B5\"    # a tenth of the size, to see whether it runs
     make bench-docs                 # all, and this page
